@@ -1,0 +1,5 @@
+"""`python -m proxy` is `headrace`."""
+
+from proxy.cli import main
+
+main()

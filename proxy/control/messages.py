@@ -1,0 +1,102 @@
+"""What the processes of a location say to each other: msgpack frames over Unix sockets (`proxy.control.link`).
+
+Supervisor and child speak over a socket pair; a worker and the agent over a Unix socket that the supervisor listens
+on, so that it outlives any agent.
+"""
+
+import msgspec
+
+from balancer.model import Table
+from proxy.config import Config
+from telemetry.record import Record
+
+
+class Configure(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to child: the config to run from now on. `cells` maps an engine's URL to its index on the board."""
+
+    config: Config
+    cells: dict[str, int]
+    generation: int
+
+
+class Drain(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to child: answer with `connection: close`, finish what runs, then exit 0."""
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """Child to supervisor: this configuration is in force."""
+
+    generation: int
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """Child to supervisor: this configuration could not be put in force; the old one stays."""
+
+    generation: int
+    problem: str
+
+
+class ReloadRequest(msgspec.Struct, tag=True, frozen=True):
+    """Agent to supervisor: read the file again (`POST /api/reload`)."""
+
+
+class DrainRequest(msgspec.Struct, tag=True, frozen=True):
+    """Agent to supervisor: drain the location (`POST /api/drain`)."""
+
+
+class ReloadResult(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to agent: how the last reload went. `problems` is empty if it is in force."""
+
+    generation: int
+    problems: list[str]
+
+
+class Process(msgspec.Struct, frozen=True):
+    """One worker as the supervisor sees it."""
+
+    worker: int
+    pid: int
+    row: int  # its row on the board
+    restarts: int
+
+
+class Processes(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to agent: the location's processes, sent when they change."""
+
+    workers: list[Process]
+    agent_restarts: int
+    draining: bool
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True):
+    """Worker to agent, first on a connection."""
+
+    worker: int
+    pid: int
+
+
+class Batch(msgspec.Struct, tag=True, frozen=True):
+    """Worker to agent: records and counter increments since the last batch, kept by the worker until acknowledged."""
+
+    sequence: int
+    records: list[Record]
+    counters: dict[str, int]  # "metric|label value" to increment, see telemetry.names
+    lag: list[float]  # event loop lag samples, seconds
+
+
+class Ack(msgspec.Struct, tag=True, frozen=True):
+    """Agent to worker: this batch is counted."""
+
+    sequence: int
+
+
+class Push(msgspec.Struct, tag=True, frozen=True):
+    """Agent to worker: the Table to route by."""
+
+    table: Table
+
+
+ToChild = Configure | Drain | ReloadResult | Processes
+ToSupervisor = Ready | Failed | ReloadRequest | DrainRequest
+ToAgent = Hello | Batch
+ToWorker = Ack | Push
