@@ -82,6 +82,7 @@ class Batch(msgspec.Struct, tag=True, frozen=True):
     records: list[Record]
     counters: dict[str, int]  # "metric|label value" to increment, see telemetry.names
     lag: list[float]  # event loop lag samples, seconds
+    ejected: list[str] = []  # instances this worker keeps out just now
 
 
 class Ack(msgspec.Struct, tag=True, frozen=True):

@@ -1,0 +1,31 @@
+"""The location as the data plane needs it: built from the config by the worker, replaced whole by a reload."""
+
+import ssl
+
+import msgspec
+
+from proxy.core.settings import Limits
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """How one model is reached on one engine."""
+
+    cell: int  # the engine's index on the board
+    name: str
+    host: str
+    port: int
+    model: str  # the engine's own name for the model
+    prefix: str = ""  # of the path, without a trailing slash
+    api_key: str | None = None  # sent instead of the client's Authorization when set
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None  # to verify, when it is not `host`
+
+
+class Site(msgspec.Struct, frozen=True):
+    """One location's routes and limits."""
+
+    location: str
+    limits: Limits
+    names: dict[str, str]  # every name a client may use -> the model's canonical name
+    upstreams: dict[str, dict[int, Upstream]]  # canonical model -> cell -> upstream
+    created: int = 0  # Unix seconds, for /v1/models
