@@ -116,10 +116,38 @@ class ConfigError(Exception):
 
 
 def load(path: str) -> Config:
-    """Reads and validates the file; raises ConfigError."""
-    raise ConfigError([path])
+    """Reads and validates the file; raises ConfigError with every problem there is.
+
+    A problem reads "PATH: rule, got VALUE", in the file's order. Secrets and variables' values are never in it.
+    """
+    import os
+
+    from proxy import config_reading, config_rules, config_yaml
+    from proxy.config_form import Section
+
+    root = config_yaml.compose(path)
+    reading = config_reading.Reading(os.path.dirname(os.path.abspath(path)), os.environ)
+    reading.distinct(root)
+    draft = reading.section(root, (), Section(Config))
+    config_rules.check(draft, reading)
+    if reading.problems:
+        raise ConfigError(reading.problems)
+    config: Config = config_reading.build(Config, draft)
+    return config
 
 
 def schema() -> dict[str, object]:
-    """The config's JSON Schema."""
-    return {}
+    """The JSON Schema (2020-12) of the file's form: durations, sizes and addresses as they are written."""
+    from proxy.config_form import schema as form_schema
+
+    return form_schema()
+
+
+def changed_needing_restart(old: Config, new: Config) -> list[str]:
+    """The paths that differ and that a reload cannot apply, because they name sockets or processes."""
+    paths = [
+        name for name in ("location", "node", "listen", "admin", "workers") if getattr(old, name) != getattr(new, name)
+    ]
+    if (old.mesh and old.mesh.listen) != (new.mesh and new.mesh.listen):
+        paths.append("mesh.listen")
+    return paths
