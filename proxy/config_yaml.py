@@ -48,7 +48,7 @@ def _shallow(text: str) -> None:
             depth -= 1
         if depth > DEEPEST:
             raise ConfigError(
-                [f"file: must be nested at most {DEEPEST} deep, got more at line {event.start_mark.line + 1}"]
+                [f"file: must be nested at most {DEEPEST} deep, got more at line {position(event)[0] + 1}"]
             )
 
 
