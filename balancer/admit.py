@@ -1,0 +1,215 @@
+"""The queue of one model: who waits, who is next, who is refused.
+
+Classes of priority are strict. Inside a class the tenant that was served least comes next, by virtual token counters
+(VTC: Sheng et al., "Fairness in Serving Large Language Models", OSDI '24): a request taken charges its tenant
+input + 2 x output tokens, predicted; `settle` puts that right at its end. A tenant that starts to wait is lifted to the
+least counter of those that wait, so nobody saves up idle time; that is also why an idle tenant's counter may be
+forgotten. Inside a tenant: first come, first served.
+
+The queue is bounded in length and in time. The predicted wait is the work waiting (P + L/2, as the ledger counts it)
+over the drain rate: what was taken per second of backlog, an average over 10 s that starts from the fleet's capacity.
+"""
+
+import math
+from collections import OrderedDict, deque
+from typing import NamedTuple
+
+SECOND = 1_000_000_000  # ns
+OUTPUT_CHARGE = 2.0  # VTC's price of an output token, in input tokens
+OUTPUT_WORK = 0.5  # its work, in prefill tokens
+MEMORY = 10.0  # s, of the drain rate
+PRIOR = 1.0  # s of backlog that the fleet's capacity counts for
+IDLE_TENANTS = 4096  # counters kept beyond those that wait
+RETRY_MIN, RETRY_MAX = 0.1, 3600.0  # s
+WAIT_WINDOW = SECOND
+
+
+class Refusal(NamedTuple):
+    """Not even the queue takes it."""
+
+    retry_after: float  # seconds until the queue's tail would start, more than 0
+    reason: str  # "queue_full" or "would_wait_too_long"
+
+
+class Waiter:
+    """A request that waits. Compared by identity."""
+
+    __slots__ = ("output_tokens", "priority", "prompt_tokens", "request", "since", "tenant")
+
+    def __init__(
+        self, tenant: str, priority: int, prompt_tokens: int, output_tokens: int, since: int, request: object = None
+    ) -> None:
+        self.tenant = tenant
+        self.priority = priority
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens  # predicted
+        self.since = since  # ns: when it began to wait
+        self.request = request  # the caller's own; not looked at
+
+    @property
+    def work(self) -> float:
+        """Token-equivalents of the engine's time."""
+        return self.prompt_tokens + OUTPUT_WORK * self.output_tokens
+
+
+Line = OrderedDict[Waiter, None]  # first come, first served; leaving from the middle is O(1)
+
+
+class Queue:
+    """The waiting requests of one model at one worker."""
+
+    __slots__ = (
+        "_arrivals",
+        "_at",
+        "_backlog",
+        "_capacity",
+        "_classes",
+        "_counters",
+        "_level",
+        "_rate",
+        "_taken",
+        "_timeout",
+        "_ttft_target",
+        "_waiting",
+        "_waits",
+        "_work",
+    )
+
+    def __init__(self, capacity: int, timeout_ns: int, rate: float, ttft_target: float = 1.0) -> None:
+        """See `configure`."""
+        self.configure(capacity, timeout_ns, rate, ttft_target)
+        self._arrivals: Line = OrderedDict()
+        self._classes: dict[int, dict[str, Line]] = {}  # by priority, by tenant; no empty ones
+        self._work: dict[int, float] = {}  # waiting, by priority
+        self._waiting: dict[str, int] = {}  # requests by tenant; no zeros
+        self._counters: dict[str, float] = {}  # tokens charged; of every waiting tenant, and of some idle ones
+        self._level = 0.0  # the counter of the tenant served last, for a queue that is empty
+        self._taken = 0.0  # work taken lately, decayed
+        self._backlog = 0.0  # seconds with somebody waiting, decayed alike
+        self._at = 0  # when these two were brought up to date
+        self._waits: deque[tuple[int, int]] = deque()  # (when, waited): of the last second, waits rising
+
+    def configure(self, capacity: int, timeout_ns: int, rate: float, ttft_target: float) -> None:
+        """`capacity`: requests that may wait, at all workers; `rate`: the fleet's token-equivalents a second."""
+        self._capacity = capacity
+        self._timeout = timeout_ns
+        self._rate = rate
+        self._ttft_target = ttft_target
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._arrivals)
+
+    def offer(self, waiter: Waiter, now: int, elsewhere: int = 0) -> Refusal | None:
+        """Let it wait, unless this returns a refusal. `elsewhere`: how many wait for the model at other workers."""
+        wait = self.wait(now, waiter.priority)
+        if len(self._arrivals) + elsewhere >= self._capacity:
+            return Refusal(min(RETRY_MAX, max(RETRY_MIN, wait)), "queue_full")
+        overloaded = self.shortest_wait(now) > 0.5 * self._ttft_target
+        if overloaded and wait * SECOND > self._timeout:
+            return Refusal(min(RETRY_MAX, max(RETRY_MIN, wait)), "would_wait_too_long")
+        self._advance(now)
+        self._lift(waiter.tenant)
+        self._arrivals[waiter] = None
+        line = self._classes.setdefault(waiter.priority, {}).setdefault(waiter.tenant, OrderedDict())
+        line[waiter] = None
+        self._work[waiter.priority] = self._work.get(waiter.priority, 0.0) + waiter.work
+        return None
+
+    def peek(self) -> Waiter | None:
+        """Who is next; None if nobody waits. Linear in the waiting tenants of the first class."""
+        if not self._classes:
+            return None
+        lines = self._classes[min(self._classes)]
+        return next(iter(lines[min(lines, key=self._counters.__getitem__)]))
+
+    def take(self, now: int) -> Waiter | None:
+        """The next one, which waits no longer and is charged to its tenant."""
+        waiter = self.peek()
+        if waiter is None:
+            return None
+        self._advance(now)
+        self._remove(waiter)
+        self._level = self._counters[waiter.tenant]
+        self._counters[waiter.tenant] += waiter.prompt_tokens + OUTPUT_CHARGE * waiter.output_tokens
+        self._taken += waiter.work
+        waited = max(0, now - waiter.since)
+        while self._waits and (self._waits[-1][1] >= waited):
+            self._waits.pop()
+        self._waits.append((now, waited))
+        while now - self._waits[0][0] > WAIT_WINDOW:
+            self._waits.popleft()
+        return waiter
+
+    def drop(self, waiter: Waiter) -> bool:
+        """It waits no longer and was not served: its client left. False if it was not waiting. O(1)."""
+        if waiter not in self._arrivals:
+            return False
+        self._remove(waiter)
+        return True
+
+    def expire(self, now: int) -> list[Waiter]:
+        """Take out those that waited as long as one may."""
+        expired = []
+        self._advance(now)
+        while self._arrivals:
+            oldest = next(iter(self._arrivals))
+            if now - oldest.since < self._timeout:
+                break
+            self._remove(oldest)
+            expired.append(oldest)
+        return expired
+
+    def wait(self, now: int, priority: int | None = None) -> float:
+        """Seconds that a newcomer of this priority (None: the lowest) would wait, if it came last."""
+        work = sum(work for rank, work in self._work.items() if priority is None or rank <= priority)
+        if not work:
+            return 0.0
+        decay, backlog = self._decay(now)
+        rate = (self._taken * decay + self._rate * PRIOR) / (backlog + PRIOR)
+        return work / rate if rate > 0 else RETRY_MAX
+
+    def shortest_wait(self, now: int) -> float:
+        """Seconds: the shortest wait of those taken in the last second; if there were none, the oldest's so far."""
+        for when, waited in self._waits:
+            if now - when <= WAIT_WINDOW:
+                return waited / SECOND
+        return max(0, now - next(iter(self._arrivals)).since) / SECOND if self._arrivals else 0.0
+
+    def settle(self, tenant: str, output_tokens: int) -> None:
+        """A request taken from here ended with so many more output tokens than predicted (fewer: negative)."""
+        if tenant in self._counters:
+            self._counters[tenant] += OUTPUT_CHARGE * output_tokens
+
+    def _lift(self, tenant: str) -> None:
+        self._waiting[tenant] = self._waiting.get(tenant, 0) + 1
+        if self._waiting[tenant] > 1:
+            return
+        others = (self._counters[name] for name in self._waiting if name != tenant)
+        self._counters[tenant] = max(self._counters.get(tenant, 0.0), min(others, default=self._level))
+        if len(self._counters) > len(self._waiting) + IDLE_TENANTS:
+            self._counters = {name: self._counters[name] for name in self._waiting}
+
+    def _remove(self, waiter: Waiter) -> None:
+        del self._arrivals[waiter]
+        lines = self._classes[waiter.priority]
+        line = lines[waiter.tenant]
+        del line[waiter]
+        self._work[waiter.priority] -= waiter.work
+        self._waiting[waiter.tenant] -= 1
+        if not self._waiting[waiter.tenant]:
+            del self._waiting[waiter.tenant]
+        if not line:
+            del lines[waiter.tenant]
+        if not lines:
+            del self._classes[waiter.priority], self._work[waiter.priority]
+
+    def _decay(self, now: int) -> tuple[float, float]:
+        """The factor by which the past has faded, and the backlog's seconds with that."""
+        decay = math.exp(-max(0, now - self._at) / SECOND / MEMORY)
+        return decay, self._backlog * decay + (MEMORY * (1 - decay) if self._arrivals else 0.0)
+
+    def _advance(self, now: int) -> None:
+        decay, self._backlog = self._decay(now)
+        self._taken *= decay
+        self._at = max(self._at, now)

@@ -1,0 +1,171 @@
+"""One worker's balancer, the only mutable aggregate: what the Table said, what was seen of it, who waits.
+
+    update   takes a Table; what was learned of instances (by cell) and models (by name) that are still there is kept
+    route    decides and changes nothing but the random source
+    open     makes the decision a Lease on the ledger, and takes the trial's slot if it is a trial
+    report   takes how each attempt ended, `learn` what a request really used
+
+Without saturation a request takes the better of the instances drawn. If these have enough to do, one that has not is
+looked for; if there is none, the answer is Shut.SATURATED and the request belongs in `queue(model)`.
+"""
+
+from collections.abc import Collection
+from random import Random
+
+from balancer.admit import Queue
+from balancer.budget import RetryBudget
+from balancer.choose import DUE, FULL, OPEN, Policy, PowerOfChoices, View
+from balancer.estimate import Estimator
+from balancer.health import Health
+from balancer.ledger import Lease, Ledger
+from balancer.model import Ask, Balancing, Decision, Outcome, Shut, Table
+
+SECOND = 1_000_000_000  # ns
+QUEUE_CAPACITY = 1024
+QUEUE_TIMEOUT = 30 * SECOND
+
+
+class Router:
+    """Decides for one worker. `ledger` is shared with the leases it gives out; `random` makes its draws."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        random: Random,
+        settings: Balancing | None = None,
+        queue_capacity: int = QUEUE_CAPACITY,
+        queue_timeout_ns: int = QUEUE_TIMEOUT,
+        policy: Policy | None = None,
+    ) -> None:
+        """`policy`: instead of the power of `settings.choices` choices."""
+        self.health = Health(random)
+        self.budget = RetryBudget()
+        self.version = 0  # of the Table
+        self._ledger = ledger
+        self._random = random
+        self._own_policy = policy
+        self._views: dict[str, View] = {}
+        self._names: dict[int, str] = {}  # of instances, by cell
+        self._estimators: dict[str, Estimator] = {}
+        self._queues: dict[str, Queue] = {}
+        self.configure(settings or Balancing(), queue_capacity, queue_timeout_ns)
+
+    def configure(
+        self, settings: Balancing, queue_capacity: int | None = None, queue_timeout_ns: int | None = None
+    ) -> None:
+        """Take new settings; a limit left out stays as it is."""
+        self._settings = settings
+        self._policy: Policy = self._own_policy or PowerOfChoices(settings.choices, self._random)
+        if queue_capacity is not None:
+            self._queue_capacity = queue_capacity
+        if queue_timeout_ns is not None:
+            self._queue_timeout = queue_timeout_ns
+        self._configure_parts()
+
+    def update(self, table: Table, now: int) -> None:
+        """Take a Table. Queues of models that are gone stay until they are empty."""
+        names = {i.cell: i.name for fleet in table.models.values() for i in fleet.instances}
+        self.health.forget({cell for cell, name in names.items() if self._names.get(cell) == name}, now)
+        self._names = names
+        self.version = table.version
+        self._views = {
+            model: View(fleet, self._ledger, self.health, self._random, self._views.get(model))
+            for model, fleet in table.models.items()
+        }
+        self._estimators = {model: self._estimators.get(model) or Estimator() for model in table.models}
+        kept = {model: queue for model, queue in self._queues.items() if model in table.models or len(queue)}
+        self._queues = kept | {model: self._new_queue() for model in table.models if model not in kept}
+        self._configure_parts()
+
+    def route(self, ask: Ask, now: int, tried: Collection[int] = (), admit: bool = True) -> Decision | Shut:
+        """Where this request goes. `tried`: cells it failed at; `admit`: False to disregard saturation (retries)."""
+        view = self._views.get(ask.model)
+        if view is None:
+            return Shut.NO_INSTANCE
+        estimator = self._estimators[ask.model]
+        prompt = estimator.prompt_tokens(ask.prompt_bytes)
+        output = estimator.output_tokens(prompt, ask.max_tokens)
+        choice = self._policy.choose(view, prompt, output, now, tried)
+        if choice is None:
+            return Shut.NO_INSTANCE
+        best, candidates = choice
+        if best.rank > OPEN and admit:
+            unsaturated = view.find_open(prompt, output, now, tried)
+            if unsaturated is not None:
+                best, candidates = unsaturated, (*candidates, unsaturated.candidate)
+            elif best.rank == FULL:
+                return Shut.SATURATED
+        if tried:
+            reason = "retry"
+        elif view.panic:
+            reason = "panic"
+        elif best.rank == DUE:
+            reason = "trial"
+        else:
+            reason = "p2c" if len(candidates) > 1 else "only"
+        return Decision(best.instance, candidates, reason, prompt, output, self.version)
+
+    def open(self, ask: Ask, decision: Decision, now: int) -> Lease:
+        """The decision as work on the ledger; to be called when the request is sent on, once an attempt."""
+        cell = decision.instance.cell
+        self.health.begin(cell, now)
+        estimator = self._estimators.get(ask.model) or Estimator()
+        return self._ledger.acquire(
+            cell,
+            decision.prompt_tokens,
+            decision.output_tokens,
+            estimator.residual,
+            cap=ask.max_tokens,
+            tokens_per_event=estimator.tokens_per_event,
+        )
+
+    def report(self, cell: int, outcome: Outcome, now: int, trial: bool = True) -> None:
+        """An attempt ended (or its answer began well). `trial`: False if its decision is known to have been none."""
+        if cell in self._names and self.health.report(cell, outcome, now, trial):
+            for view in self._views.values():
+                view.count_ejected()
+
+    def learn(self, ask: Ask, prompt_tokens: int, output_tokens: int, events: int) -> None:
+        """What a finished request really used, by its `usage`."""
+        estimator = self._estimators.get(ask.model)
+        if estimator is not None:
+            estimator.learn(ask.prompt_bytes, prompt_tokens, ask.max_tokens, output_tokens, events)
+
+    def estimator(self, model: str) -> Estimator:
+        """The model's estimator; KeyError if the Table does not know the model."""
+        return self._estimators[model]
+
+    def queue(self, model: str) -> Queue:
+        """The model's queue; KeyError if the Table does not know the model and nobody waits for it."""
+        return self._queues[model]
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait here, for any model."""
+        return sum(map(len, self._queues.values()))
+
+    @property
+    def models(self) -> list[str]:
+        """The models of the Table."""
+        return list(self._views)
+
+    def usable(self) -> bool:
+        """Whether any instance of any model is ready."""
+        return any(view.instances for view in self._views.values())
+
+    def ejected(self, now: int) -> list[str]:
+        """Names of the instances that take no request now; in a panic a fleet has none."""
+        cells = self.health.ejected(now)
+        out = {cell for view in self._views.values() if not view.panic for cell in cells if cell in view.cells}
+        return [self._names[cell] for cell in sorted(out)]
+
+    def _new_queue(self) -> Queue:
+        return Queue(self._queue_capacity, self._queue_timeout, 0.0)
+
+    def _configure_parts(self) -> None:
+        for view in self._views.values():
+            view.configure(self._settings)
+            view.count_ejected()
+        for model, queue in self._queues.items():
+            rate = self._views[model].capacity if model in self._views else 0.0
+            queue.configure(self._queue_capacity, self._queue_timeout, rate, self._settings.ttft_target)
