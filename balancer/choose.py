@@ -95,6 +95,7 @@ class View:
         self._ledger = ledger
         self._health = health
         self._random = random
+        self._table: AliasTable | None
         weights = [i.weight for i in self.instances]
         if before is not None and weights == [i.weight for i in before.instances]:
             self._table = before._table
