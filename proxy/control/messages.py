@@ -17,6 +17,7 @@ class Configure(msgspec.Struct, tag=True, frozen=True):
     config: Config
     cells: dict[str, int]
     generation: int
+    secret: bytes = b""  # drawn by the supervisor at its start: keys the tenants' hashes
 
 
 class Drain(msgspec.Struct, tag=True, frozen=True):

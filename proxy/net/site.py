@@ -28,4 +28,5 @@ class Site(msgspec.Struct, frozen=True):
     limits: Limits
     names: dict[str, str]  # every name a client may use -> the model's canonical name
     upstreams: dict[str, dict[int, Upstream]]  # canonical model -> cell -> upstream
+    secret: bytes = b""  # keys the tenants' hashes
     created: int = 0  # Unix seconds, for /v1/models

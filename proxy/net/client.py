@@ -1,0 +1,334 @@
+"""Client connections: bytes in, one strict request at a time, its answer out, then the next.
+
+A head is gathered up to its empty line, checked by `core.headers`, then parsed by llhttp: two opinions that must agree.
+Of a body llhttp gets exactly the bytes that belong to it (a chunked one is fed up to each empty line, where alone it
+can end), so what follows is always the next request's beginning. Pipelined requests wait their turn in the buffer.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from proxy.core import errors, heads, headers, request
+from proxy.core.errors import ParseReject, ProxyError
+from proxy.net import clock, local, records
+from proxy.net.engine import HIGH_WATER, LOW_WATER
+from proxy.net.exchange import Exchange
+
+if TYPE_CHECKING:
+    from proxy.net.plane import Plane
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+PIPELINED = 65536  # bytes of later requests kept while one is in flight
+LINGER_NS = 2_000_000_000  # how long a refused sender is listened to, so that it gets to read why
+
+
+class Client(asyncio.Protocol):
+    """One client connection (asyncio and llhttp call its methods)."""
+
+    __slots__ = (
+        "accepted", "address", "advancing", "body", "buffer", "complete", "exchange", "fields", "head", "keep_alive", "lingering",
+        "on_body", "parser", "paused", "plane", "reading", "scheme", "since", "transport", "url",
+    )  # fmt: skip
+
+    transport: asyncio.Transport
+
+    def __init__(self, plane: "Plane") -> None:
+        self.plane = plane
+        self.exchange: Exchange | None = None
+        self.head: headers.Head | None = None
+        self.buffer = b""
+        self.body = bytearray()
+        self.on_body = self.body.extend  # llhttp calls the array itself
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.url = b""
+        self.complete = False  # llhttp has seen the request's end
+        self.keep_alive = True
+        self.advancing = False
+        self.paused = False  # the client does not read its answer
+        self.reading = True
+        self.lingering = False  # refused; its bytes are thrown away
+        self.since = self.accepted = 0
+        self.address = ""
+        self.scheme = b"http"
+
+    # asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by duck typing only
+        transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if peer else ""
+        if transport.get_extra_info("sslcontext") is not None:
+            self.scheme = b"https"
+        self.parser = httptools.HttpRequestParser(self)
+        self.since = clock.now()
+        plane = self.plane
+        plane.open_clients.add(self)
+        if plane.clients + plane.connections_elsewhere() > plane.limits.connections:
+            plane.count("headrace_connections_refused_total|limit")
+            self.keep_alive = False
+            self.answer_error(errors.OutOfResources("Too many connections.", retry_after=1.0), "", 0)
+            self._linger()
+
+    def data_received(self, data: bytes) -> None:
+        if self.lingering:
+            return
+        if self.exchange is not None:
+            self.buffer += data
+            if len(self.buffer) > PIPELINED:
+                self.reading = False
+                self.transport.pause_reading()
+            return
+        if self.buffer:
+            self.buffer += data
+        else:
+            self.buffer = data
+            if self.head is None:
+                self.since = clock.now()
+        self._advance()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.plane.open_clients.discard(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.abandoned(clock.now())
+        elif self.head is not None and not self.lingering:
+            self._note("client_gone", 0, "", "")
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        self.since = clock.now()
+        if self.exchange is not None and self.exchange.connection is not None:
+            self.exchange.connection.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self.exchange is not None and self.exchange.connection is not None:
+            self.exchange.connection.transport.resume_reading()
+
+    # llhttp
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+    # requests
+
+    def _advance(self) -> None:
+        """Takes requests out of the buffer until one is in flight or more bytes are needed."""
+        self.advancing = True
+        while self.exchange is None and self.buffer and not self.lingering and not self.transport.is_closing():
+            try:
+                if self.head is None and not self._read_head():
+                    break
+                if not self.complete and not self._read_body():
+                    break
+                self._serve()
+            except ProxyError as error:
+                self._reject(error)
+        self.advancing = False
+
+    def _read_head(self) -> bool:
+        limit = self.plane.limits.header_bytes
+        buffer = self.buffer
+        if buffer[:2] == b"\r\n":  # RFC 9112 2.2: an empty line before a request is ignored
+            buffer = self.buffer = buffer[2:]
+        end = buffer.find(b"\r\n\r\n", 0, limit)
+        if end < 0:
+            if len(buffer) >= limit:
+                raise ParseReject("header_bytes", f"A request's head is limited to {limit} bytes.", 431)
+            if buffer:
+                headers.accept_partial(buffer)
+            return False
+        raw, self.buffer = buffer[: end + 4], buffer[end + 4 :]
+        self.accepted = clock.now()
+        headers.accept(raw)
+        self._feed(raw)
+        parser = self.parser
+        minor = 0 if parser.get_http_version() == "1.0" else 1
+        head = headers.read(parser.get_method(), self.url, minor, self.fields, len(raw))
+        self.head = head
+        self.keep_alive = head.keep_alive and not self.plane.draining
+        if head.length > self.plane.limits.body_bytes:
+            raise self._too_large()
+        if head.expects and not self.complete and not self.buffer:
+            self.transport.write(CONTINUE)
+        return True
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:  # we never upgrade: the request is served as it is
+            self.parser = httptools.HttpRequestParser(self)
+        except httptools.HttpParserError as error:
+            rule = "chunk" if self.head is not None else "request_line"
+            raise ParseReject(rule, f"The request is not valid HTTP: {error}") from None
+
+    def _read_body(self) -> bool:
+        head = self.head
+        assert head is not None  # noqa: S101
+        self.since = clock.now()
+        while self.buffer and not self.complete:
+            if head.chunked:
+                end = self.buffer.find(b"\r\n\r\n") + 4
+                if end < 4:  # what could be the half of an empty line is kept back
+                    end = len(self.buffer) - 3
+                    if end <= 0:
+                        break
+            else:
+                end = head.length - len(self.body)
+            data, self.buffer = self.buffer[:end], self.buffer[end:]
+            self._feed(data)
+            if len(self.body) > self.plane.limits.body_bytes:
+                raise self._too_large()
+        return self.complete
+
+    def _too_large(self) -> errors.TooLarge:
+        return errors.TooLarge(f"limits.body_bytes: a body is limited to {self.plane.limits.body_bytes} bytes.")
+
+    def _serve(self) -> None:
+        """Answers a whole request, or begins its exchange."""
+        plane, head, path = self.plane, self.head, b""
+        assert head is not None  # noqa: S101
+        path = head.path.partition(b"?")[0]
+        if head.method != b"POST":
+            self._answer(head, local.answer(plane, head, path))
+            return
+        if not path.startswith(b"/v1/") or path.startswith(b"/v1/models"):
+            raise local.refusal(path, head.method)
+        body = bytes(self.body)
+        fields = request.read(body)
+        model = plane.site.names.get(fields.model)
+        if model is None:
+            raise errors.ModelNotFound(fields.model, sorted(plane.site.names))
+        ask = local.ask(plane, head, fields, model, len(body), self.address)
+        now = clock.now()
+        self._forget_request()
+        plane.active += 1
+        plane.router.budget.request(now)
+        self.exchange = Exchange(plane, self, head, body, fields, ask, plane.trace_of(head), self.accepted)
+        self.exchange.start(now)
+
+    def _forget_request(self) -> None:
+        self.head = None
+        self.fields = []
+        self.url = b""
+        self.complete = False
+        self.body.clear()
+
+    def done(self, keep_alive: bool) -> None:
+        """The exchange has ended: the next request, or the end of the connection."""
+        self.exchange = None
+        if not keep_alive:
+            self.transport.close()
+            return
+        self.since = clock.now()
+        if not self.reading:
+            self.reading = True
+            self.transport.resume_reading()
+        if self.buffer and not self.advancing:
+            self._advance()
+
+    # answers
+
+    def connection_line(self) -> bytes:
+        """The `Connection` line of an answer, empty where HTTP's default says it. Decides whether it stays open."""
+        if self.plane.draining:
+            self.keep_alive = False
+        if not self.keep_alive:
+            return b"connection: close\r\n"
+        exchange = self.exchange
+        head = exchange.head if exchange is not None else self.head
+        return b"connection: keep-alive\r\n" if head is not None and head.minor == 0 else b""
+
+    def forwarded_for(self, head: headers.Head) -> bytes:
+        """The value of X-Forwarded-For with this client appended."""
+        address = self.address.encode()
+        return head.forwarded_for + b", " + address if head.forwarded_for else address
+
+    def answer_error(self, error: ProxyError, request_id: str, attempts: int) -> int:
+        """Writes an error of ours; returns its size in bytes."""
+        if error.close:
+            self.keep_alive = False
+        body = error.body()
+        extra = b"%b%bx-headrace-location: %b\r\nx-headrace-attempts: %d\r\n" % (
+            self.connection_line(), error.headers(), self.plane.site.location.encode(), attempts,
+        )  # fmt: skip
+        if request_id:
+            extra += b"x-request-id: %b\r\n" % request_id.encode()
+        answer = heads.own(error.http_status, body, self.plane.date, extra) + body
+        self.transport.write(answer)
+        return len(answer)
+
+    def _answer(self, head: headers.Head, answer: local.Answer) -> None:
+        text = heads.own(answer.status, answer.body, self.plane.date, self.connection_line(), answer.content_type)
+        self.transport.write(text if head.method == b"HEAD" else text + answer.body)
+        if head.path.startswith(b"/v1/"):
+            self._note("ok", answer.status, "", "")
+        self._forget_request()
+        self.done(self.keep_alive)
+
+    def _reject(self, error: ProxyError) -> None:
+        """Answers a request that never became an exchange."""
+        if isinstance(error, ParseReject):
+            self.plane.count("headrace_parse_rejects_total|" + error.rule)
+        request_id = self.head.request_id.decode() if self.head is not None else ""
+        request_id = request_id or self.plane.new_request_id()
+        self._note(error.outcome, error.http_status, error.code, request_id)
+        self.answer_error(error, request_id, 0)
+        if self.keep_alive and self.complete:
+            self._forget_request()
+            self.done(True)
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Ends our side and throws away what still comes: a reset now could take the answer from the client."""
+        self.lingering = True
+        self.since = clock.now()
+        self.head, self.buffer = None, b""
+        self.body.clear()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _note(self, outcome: str, status: int, error: str, request_id: str) -> None:
+        now = clock.now()
+        tenant = self.plane.tenant_of(self.head.authorization if self.head else b"", self.address)
+        self.plane.records.append(
+            records.of_refusal(self.plane, self.head, tenant, request_id, status, outcome, error, self.accepted or now, now)
+        )
+
+    # the sweep
+
+    def close_if_idle(self) -> None:
+        """Closes a kept-alive connection between two requests."""
+        if self.exchange is None and self.head is None and not self.buffer:
+            self.transport.close()
+
+    def tick(self, now: int) -> None:
+        """Once a second: who is silent for too long is told so, or closed."""
+        deadlines, silence = self.plane.deadlines, now - self.since
+        if self.paused and silence > deadlines.stream:
+            self.transport.abort()
+        elif self.exchange is not None:
+            self.exchange.tick(now)
+        elif self.lingering:
+            if silence > LINGER_NS:
+                self.transport.abort()
+        elif self.head is not None:
+            if silence > deadlines.body or now - self.accepted > deadlines.request:
+                self._reject(errors.RequestTimeout("limits.body_timeout: the request's body did not come in time."))
+        elif self.buffer:
+            if silence > deadlines.head:
+                self._reject(errors.RequestTimeout("limits.header_timeout: the request's head did not come in time."))
+        elif silence > deadlines.idle:
+            self.transport.close()

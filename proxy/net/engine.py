@@ -1,0 +1,212 @@
+"""Connections to engines: one request at a time each, kept and used again.
+
+Rules. A connection carries one exchange. Bytes that nobody asked for, a second answer, anything that is not HTTP, or any
+doubt where an answer ends closes it. A connection that was kept and is closed before it gave a byte was stale: its
+exchange connects anew. llhttp's `should_keep_alive()` is read inside `on_message_complete`: afterwards it is false.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from balancer.model import Outcome
+from proxy.net import clock
+from proxy.net.site import Upstream
+
+if TYPE_CHECKING:
+    from proxy.net.exchange import Exchange
+    from proxy.net.plane import Plane
+
+HIGH_WATER, LOW_WATER = 65536, 16384
+MAX_IDLE = 1024  # kept connections an engine
+IDLE_NS = 55 * 1_000_000_000  # how long they are kept
+
+
+class Pool:
+    """The kept connections to one engine, the last used first."""
+
+    __slots__ = ("idle", "retired", "upstream")
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.idle: list[EngineConnection] = []
+        self.retired = False  # the engine has left the config
+
+    def take(self) -> "EngineConnection | None":
+        """A kept connection, or None."""
+        while self.idle:
+            connection = self.idle.pop()
+            if not connection.transport.is_closing():
+                return connection
+        return None
+
+    def keep(self, connection: "EngineConnection") -> bool:
+        """Keeps a connection for the next request; False if it should be closed."""
+        if self.retired or len(self.idle) >= MAX_IDLE:
+            return False
+        self.idle.append(connection)
+        return True
+
+    def forget(self, connection: "EngineConnection") -> None:
+        """A kept connection was closed."""
+        if connection in self.idle:
+            self.idle.remove(connection)
+
+    def sweep(self, now: int) -> None:
+        """Closes what was kept for too long."""
+        while self.idle and now - self.idle[0].idle_since > IDLE_NS:
+            self.idle.pop(0).transport.abort()
+
+    def retire(self) -> None:
+        """Closes what is kept, and keeps no more."""
+        self.retired = True
+        for connection in list(self.idle):
+            connection.transport.abort()
+        self.idle.clear()
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection to one engine (asyncio and llhttp call its methods)."""
+
+    __slots__ = (
+        "begun", "body_parts", "complete", "exchange", "framed", "head_bytes", "headers", "idle_since", "keep", "on_body",
+        "parser", "parts", "plane", "pool", "status", "transport", "used",
+    )  # fmt: skip
+
+    transport: asyncio.Transport
+
+    def __init__(self, plane: "Plane", pool: Pool) -> None:
+        self.plane = plane
+        self.pool = pool
+        self.exchange: Exchange | None = None
+        self.parts: list[bytes] = []
+        self.on_body = self.parts.append  # llhttp calls the list itself: no Python frame a chunk
+        self.used = False  # it has carried an answer before
+        self.idle_since = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    # asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by duck typing only
+        transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        self.plane.engine_connections += 1
+
+    def send(self, exchange: "Exchange", message: bytes) -> None:
+        """Begins an exchange with a request's bytes."""
+        self.exchange = exchange
+        self.parser = httptools.HttpResponseParser(self)
+        self.headers = []
+        self.status = self.head_bytes = self.body_parts = 0
+        self.begun = self.complete = self.keep = self.framed = False
+        self.transport.write(message)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            self.transport.abort()
+            return
+        try:
+            self.parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.keep = False
+            if not self.complete:
+                self._fail(exchange, Outcome.GARBAGE)
+                return
+        now = clock.now()
+        if not self.begun:
+            if not self.status:
+                self.head_bytes += len(data)
+                if self.head_bytes > self.plane.limits.header_bytes:
+                    self._fail(exchange, Outcome.GARBAGE)
+                return
+            self.begun = True
+            if not exchange.answered(self, now):
+                return
+        parts = self.parts
+        if self.complete:
+            body = b"".join(parts[: self.body_parts])
+            parts.clear()
+            exchange.ended(body, now)
+            return
+        if len(parts) == 1:
+            body = parts[0]
+        elif parts:
+            body = b"".join(parts)
+        elif exchange.relay.head:
+            body = b""
+        else:
+            return
+        parts.clear()
+        exchange.relay.pump(body, now, False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.plane.engine_connections -= 1
+        exchange = self.exchange
+        if exchange is None:
+            self.pool.forget(self)
+            return
+        now = clock.now()
+        if self.begun and not self.framed and exc is None:
+            self.complete, self.keep = True, False
+            exchange.ended(b"", now)
+            return
+        self.exchange = None
+        if self.used and not self.head_bytes and not self.begun:
+            exchange.stale(now)
+        else:
+            exchange.failed(Outcome.RESET, now)
+
+    def pause_writing(self) -> None:
+        """The request's body waits in the transport's buffer: it is bounded by the body limit."""
+
+    def resume_writing(self) -> None:
+        """See pause_writing."""
+
+    # llhttp
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.keep = False  # a second answer to one request
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status = self.parser.get_status_code()
+        if status < 200 or self.complete:
+            return
+        self.status = status
+        self.framed = status in (204, 304) or any(
+            name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers
+        )
+
+    def on_message_complete(self) -> None:
+        if not self.status:  # 1xx: the answer is yet to come
+            self.headers = []
+        elif not self.complete:
+            self.complete = True
+            self.keep = bool(self.parser.should_keep_alive())
+            self.body_parts = len(self.parts)
+        else:
+            self.keep = False
+
+    # for the exchange
+
+    def release(self) -> None:
+        """The exchange is done with it: kept if the answer was whole and left no doubt, else closed."""
+        self.exchange = None
+        self.parts.clear()
+        if self.complete and self.keep and not self.transport.is_closing():
+            self.used = True
+            self.idle_since = clock.now()
+            if self.pool.keep(self):
+                return
+        self.transport.abort()
+
+    def _fail(self, exchange: "Exchange", outcome: Outcome) -> None:
+        self.exchange = None
+        self.parts.clear()
+        self.transport.abort()
+        exchange.failed(outcome, clock.now())

@@ -1,0 +1,207 @@
+"""The data plane of one worker: what its connections share. It owns no process and no file; the worker drives it."""
+
+import asyncio
+import hashlib
+import os
+import random
+import ssl
+from collections.abc import Callable
+from typing import NamedTuple
+
+from balancer.model import Decision, Outcome
+from balancer.router import Router
+from proxy.core.deadline import Deadlines
+from proxy.core.headers import Head
+from proxy.core.settings import Limits
+from proxy.net import clock
+from proxy.net.client import Client
+from proxy.net.engine import EngineConnection, Pool
+from proxy.net.exchange import Exchange
+from proxy.net.site import Site, Upstream
+from telemetry.context import parse_traceparent
+from telemetry.record import Record
+
+KNOWN_TENANTS = 4096
+MAX_TRACESTATE = 512
+
+
+class Trace(NamedTuple):
+    """A request's place in its trace; ids in lower-case hex."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    flags: int
+    state: str
+
+
+def same_endpoint(one: Upstream, other: Upstream) -> bool:
+    """Whether connections to one serve the other."""
+    return (one.host, one.port, one.tls, one.server_name) == (other.host, other.port, other.tls, other.server_name)
+
+
+class Plane:
+    """Shared by all connections of one worker. Single-threaded."""
+
+    def __init__(
+        self, *, worker: int, router: Router, loop: asyncio.AbstractEventLoop, connections_elsewhere: Callable[[], int]
+    ) -> None:
+        self.worker = worker
+        self.router = router
+        self.loop = loop
+        self.connections_elsewhere = connections_elsewhere
+        self.site = Site("", Limits(), {}, {})
+        self.limits = self.site.limits
+        self.deadlines = Deadlines(self.limits)
+        self.draining = False
+        self.active = 0  # requests in flight
+        self.engine_connections = 0
+        self.queued_elsewhere = 0  # waiting at the location's other workers
+        self.open_clients: set[Client] = set()
+        self.pools: dict[int, Pool] = {}  # by cell
+        self.records: list[Record] = []
+        self.counters: dict[str, int] = {}
+        self.tpot_ns = 30_000_000  # mean over recent streams
+        self.offset = clock.unix_offset()
+        self.date = clock.http_date()
+        self._random = random.Random(os.urandom(32))
+        self._tenants: dict[bytes, str] = {}
+        self._identities: dict[tuple[str, str], bytes] = {}
+
+    @property
+    def clients(self) -> int:
+        """Open client connections."""
+        return len(self.open_clients)
+
+    def configure(self, site: Site, now: int) -> None:
+        """Puts a new Site in force; requests in flight end under the old one's connections."""
+        self.site, self.limits = site, site.limits
+        self.deadlines = Deadlines(site.limits)
+        self._tenants.clear()
+        self._identities.clear()
+        current = {cell: upstream for cells in site.upstreams.values() for cell, upstream in cells.items()}
+        for cell, pool in list(self.pools.items()):
+            if cell not in current or not same_endpoint(pool.upstream, current[cell]):
+                self.pools.pop(cell).retire()
+        for cell, upstream in current.items():
+            if cell not in self.pools:
+                self.pools[cell] = Pool(upstream)
+
+    def client_factory(self) -> Client:
+        """The protocol of a new client connection."""
+        return Client(self)
+
+    def drain(self) -> None:
+        """From now on answers say `connection: close`; idle connections are closed."""
+        self.draining = True
+        for client in list(self.open_clients):
+            client.close_if_idle()
+
+    def close(self) -> None:
+        """Ends every connection at once."""
+        for client in list(self.open_clients):
+            client.transport.abort()
+        for pool in self.pools.values():
+            pool.retire()
+
+    def sweep(self, now: int) -> None:
+        """Once a second: deadlines, the queue's end, idle engine connections, the date."""
+        self.offset = clock.unix_offset()
+        self.date = clock.http_date()
+        for client in list(self.open_clients):
+            client.tick(now)
+        for model in self.router.models:
+            queue = self.router.queue(model)
+            for waiter in queue.expire(now):
+                exchange = waiter.request
+                assert isinstance(exchange, Exchange)  # noqa: S101
+                exchange.overstayed(max(1.0, queue.wait(now)), now)
+        self.admit(now)
+        for pool in self.pools.values():
+            pool.sweep(now)
+
+    def admit(self, now: int) -> None:
+        """Gives the queue's first to instances that can take them again."""
+        for model in self.router.models:
+            queue = self.router.queue(model)
+            while (first := queue.peek()) is not None:
+                exchange = first.request
+                assert isinstance(exchange, Exchange)  # noqa: S101
+                found = self.router.route(exchange.ask, now)
+                if type(found) is not Decision:
+                    break
+                queue.take(now)
+                exchange.admitted(found, now)
+
+    # engine connections
+
+    def connect(self, pool: Pool, exchange: Exchange) -> "asyncio.Task[None]":
+        """Makes a new connection for an exchange, which hears of it by `reached` or `failed`."""
+        return self.loop.create_task(self._connect(pool, exchange))
+
+    async def _connect(self, pool: Pool, exchange: Exchange) -> None:
+        upstream = pool.upstream
+        try:
+            _, connection = await self.loop.create_connection(
+                lambda: EngineConnection(self, pool), upstream.host, upstream.port, ssl=upstream.tls,
+                server_hostname=(upstream.server_name or upstream.host) if upstream.tls else None,
+            )  # fmt: skip
+        except (OSError, ssl.SSLError):
+            exchange.task = None
+            exchange.failed(Outcome.REFUSED, clock.now())
+            return
+        exchange.reached(connection, clock.now())
+
+    # what requests need
+
+    def trace_of(self, head: Head | None) -> Trace:
+        """The caller's trace if it sent a valid one, else a new one; always a span of our own."""
+        span_id = self.new_span_id()
+        if head is not None and head.traceparent:
+            parent = parse_traceparent(head.traceparent)
+            if parent is not None:
+                state = head.tracestate[:MAX_TRACESTATE].decode("ascii", "ignore")
+                return Trace(parent.trace_id, span_id, parent.span_id, parent.flags, state)
+        return Trace(f"{self._random.getrandbits(128) or 1:032x}", span_id, "", 0, "")
+
+    def new_span_id(self) -> str:
+        """16 hex digits, not all zero."""
+        return f"{self._random.getrandbits(64) or 1:016x}"
+
+    def new_request_id(self) -> str:
+        """32 hex digits."""
+        return f"{self._random.getrandbits(128):032x}"
+
+    def tenant_of(self, authorization: bytes, address: str) -> str:
+        """A keyed hash of the bearer token, else of the client's address."""
+        source = authorization or address.encode()
+        tenant = self._tenants.get(source)
+        if tenant is None:
+            if len(self._tenants) >= KNOWN_TENANTS:
+                self._tenants.clear()
+            tenant = hashlib.blake2b(source, digest_size=8, key=self.site.secret[:64]).hexdigest()
+            self._tenants[source] = tenant
+        return tenant
+
+    def identity(self, instance: str, reason: str) -> bytes:
+        """The header lines that say where an answer comes from."""
+        lines = self._identities.get((instance, reason))
+        if lines is None:
+            lines = b"x-headrace-location: %b\r\nx-headrace-instance: %b\r\nx-headrace-reason: %b\r\n" % (
+                self.site.location.encode(), instance.encode(), reason.encode(),
+            )  # fmt: skip
+            self._identities[instance, reason] = lines
+        return lines
+
+    def observe_tpot(self, nanoseconds: int) -> None:
+        """Feeds the mean time of an output token, by which answers that are not streamed are taken to progress."""
+        self.tpot_ns += (nanoseconds - self.tpot_ns) // 16
+
+    def count(self, key: str, n: int = 1) -> None:
+        """Adds to a counter that the agent shows; `key` is "metric|label value"."""
+        self.counters[key] = self.counters.get(key, 0) + n
+
+    def finish(self, record: Record) -> None:
+        """A request has ended: the one place where records begin their way to the agent."""
+        self.active -= 1
+        self.records.append(record)
