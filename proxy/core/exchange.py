@@ -68,9 +68,12 @@ class Impossible(Exception):
     """An event that cannot happen in a state: a bug of ours."""
 
 
+_ROWS = [[TABLE.get((state, event)) for event in Event] for state in State]  # the same, quicker to look up
+
+
 def step(state: State, event: Event) -> tuple[State, Action]:
     """The next state and what to do; raises Impossible for a pair that is not in the table."""
-    try:
-        return TABLE[state, event]
-    except KeyError:
-        raise Impossible(f"{event.name} in {state.name}") from None
+    found = _ROWS[state][event]
+    if found is None:
+        raise Impossible(f"{event.name} in {state.name}")
+    return found

@@ -32,12 +32,6 @@ _DROPPED = frozenset(
         b"accept-encoding", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded",
     }
 )  # fmt: skip
-_RESPONSE_DROPPED = frozenset(
-    {
-        b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"te", b"trailer",
-        b"transfer-encoding", b"upgrade", b"content-length", b"server-timing", b"x-request-id",
-    }
-)  # fmt: skip
 
 
 class Head(msgspec.Struct, gc=False):
@@ -224,18 +218,3 @@ def _check_framing(head: Head, hosts: int, lengths: int, codings: int) -> None:
         raise ParseReject("length_and_chunked", "A request has Content-Length or Transfer-Encoding, never both.")
     if codings and head.minor == 0:
         raise ParseReject("transfer_encoding", "HTTP/1.0 has no Transfer-Encoding.")
-
-
-def upstream_passed(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """An answer's header lines that go on to the client."""
-    named: set[bytes] = set()
-    for name, value in headers:
-        if name.lower() == b"connection":
-            named.update(option.strip() for option in value.lower().split(b","))
-    return b"".join(
-        [
-            b"%b: %b\r\n" % (name, value)
-            for name, value in headers
-            if (low := name.lower()) not in _RESPONSE_DROPPED and low not in named and low[:11] != b"x-headrace-"
-        ]
-    )

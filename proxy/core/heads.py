@@ -4,7 +4,9 @@ import enum
 from http import HTTPStatus
 from typing import Protocol
 
-from proxy.core.headers import Head, upstream_passed
+import msgspec
+
+from proxy.core.headers import Head
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _WITH_USAGE_OPTION = (b"/v1/chat/completions", b"/v1/completions")
@@ -54,49 +56,81 @@ def to_engine(head: Head, target: Target, location: str, context: bytes, length:
     )  # fmt: skip
 
 
-def is_event_stream(headers: Headers) -> bool:
-    """Whether an answer is server-sent events that can be read (not compressed)."""
+# Lines of an answer that do not go on: they belong to one connection, or are ours to say.
+_DROPPED = frozenset(
+    {
+        b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"server-timing", b"x-request-id", b"x-headrace-location", b"x-headrace-instance", b"x-headrace-reason",
+        b"x-headrace-attempts", b"x-headrace-spill",
+    }
+)  # fmt: skip
+
+
+class Answer(msgspec.Struct, gc=False):
+    """What the relay needs of an answer's head."""
+
+    passed: bytes  # the lines that go on
+    length: bytes  # Content-Length as the engine gave it, or empty
+    events: bool  # server-sent events that can be read: not compressed
+
+
+def read_answer(headers: Headers) -> Answer:
+    """Reads an answer's header lines in one pass."""
+    length = connection = b""
     events = False
+    encoded = False
+    passed: list[bytes] = []
     for name, value in headers:
         low = name.lower()
+        if low == b"content-length":
+            length = value
+            continue
+        if low in _DROPPED:
+            continue
+        if low == b"connection":
+            connection = value
+            continue
         if low == b"content-type":
             events = value[:17].lower() == b"text/event-stream"
-        elif low == b"content-encoding" and value.strip().lower() != b"identity":
-            return False
-    return events
+        elif low == b"content-encoding":
+            encoded = value.strip().lower() != b"identity"
+        passed.append(b"%b: %b\r\n" % (name, value))
+    if connection and connection.lower() not in (b"keep-alive", b"close"):
+        named = {option.strip() for option in connection.lower().split(b",")}
+        passed = [line for line in passed if line.partition(b":")[0].lower() not in named]
+    return Answer(b"".join(passed), length, events and not encoded)
 
 
-def framing(status: int, headers: Headers, minor: int, is_events: bool) -> Framing:
+def framing(status: int, answer: Answer, minor: int) -> Framing:
     """How the client of HTTP/1.`minor` gets this answer's end. Streams are cut anew, so their length is not known."""
     if status in (204, 304):
         return Framing.NONE
-    if not is_events and any(name.lower() == b"content-length" for name, _ in headers):
+    if answer.length and not answer.events:
         return Framing.LENGTH
     return Framing.CHUNKED if minor == 1 else Framing.CLOSE
 
 
 def to_client(
     status: int,
-    headers: Headers,
+    answer: Answer,
     framed: Framing,
     connection: bytes,
-    request_id: bytes,
     identity: bytes,
-    attempts: int,
     timing: tuple[float, float, float, float],
 ) -> bytes:
-    """The answer's head for the client. `timing`: queue, route, connect, first byte in ms; `identity`: location,
-    instance and reason as header lines; `connection`: `Connection: close` or nothing.
+    """The answer's head for the client. `timing`: queue, route, connect, first byte in ms; `identity`: our own header
+    lines; `connection`: a `Connection` line or nothing.
     """
-    end = b""
     if framed is Framing.CHUNKED:
         end = b"transfer-encoding: chunked\r\n"
     elif framed is Framing.LENGTH:
-        end = b"content-length: %b\r\n" % next(v for n, v in headers if n.lower() == b"content-length")
+        end = b"content-length: %b\r\n" % answer.length
+    else:
+        end = b""
     return (
-        b"HTTP/1.1 %d %b\r\n%b%b%bx-request-id: %b\r\n%bx-headrace-attempts: %d\r\n"
+        b"HTTP/1.1 %d %b\r\n%b%b%b%b"
         b"server-timing: queue;dur=%.2f, route;dur=%.2f, connect;dur=%.2f, first_byte;dur=%.2f\r\n\r\n"
-        % (status, _REASONS.get(status, b""), upstream_passed(headers), end, connection, request_id, identity, attempts, *timing)
+        % (status, _REASONS.get(status, b""), answer.passed, end, connection, identity, *timing)
     )
 
 

@@ -4,9 +4,7 @@ from balancer.model import Outcome
 
 MAX_RETRIES = 2  # further attempts a request, each at an instance not tried yet
 
-_RETRIED = frozenset(
-    {Outcome.REFUSED, Outcome.RESET, Outcome.GARBAGE, Outcome.SERVER_ERROR, Outcome.SATURATED}
-)
+_RETRIED = frozenset({Outcome.REFUSED, Outcome.RESET, Outcome.GARBAGE, Outcome.SERVER_ERROR, Outcome.SATURATED})
 
 
 def of_status(status: int) -> Outcome:

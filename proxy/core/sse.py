@@ -60,7 +60,11 @@ _decode_usage = msgspec.json.Decoder(Usage).decode
 
 
 def usage_in_body(tail: bytes) -> Usage | None:
-    """The last `usage` object in the end of a JSON answer, or None."""
+    """The last `usage` object in the end of a JSON answer (or in all of it), or None."""
+    try:
+        return _decode_chunk(tail).usage
+    except msgspec.DecodeError:
+        pass  # only an end, or no JSON
     found = None
     for match in _USAGE_OBJECT.finditer(tail):
         try:

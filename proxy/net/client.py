@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from proxy.core import errors, heads, headers, request
+from proxy.core import errors, headers, heads, request
 from proxy.core.errors import ParseReject, ProxyError
 from proxy.net import clock, local, records
 from proxy.net.engine import HIGH_WATER, LOW_WATER
@@ -304,7 +304,9 @@ class Client(asyncio.Protocol):
         now = clock.now()
         tenant = self.plane.tenant_of(self.head.authorization if self.head else b"", self.address)
         self.plane.records.append(
-            records.of_refusal(self.plane, self.head, tenant, request_id, status, outcome, error, self.accepted or now, now)
+            records.of_refusal(
+                self.plane, self.head, tenant, request_id, status, outcome, error, self.accepted or now, now
+            )
         )
 
     # the sweep

@@ -16,7 +16,7 @@ from proxy.core.exchange import Action, Event, State, step
 from proxy.core.headers import Head
 from proxy.core.request import Fields, asks_usage, rewrite
 from proxy.core.retry import may_retry, of_status
-from proxy.core.sse import EventStream
+from proxy.core.sse import EventStream, Usage
 from proxy.net import records
 from proxy.net.engine import EngineConnection
 from proxy.net.relay import Relay
@@ -35,14 +35,22 @@ class Exchange:
         "accepted", "add_usage", "ask", "attempt_start", "attempts", "body", "bytes_out", "client", "connect_ns", "connected",
         "connection", "decision", "error", "fields", "first_byte", "first_token", "head", "lease", "plane", "queue_depth",
         "queued", "relay", "reported", "request_id", "routed", "sent", "since", "span_id", "state", "status", "task", "trace",
-        "tried", "upstream", "waiter",
+        "tried", "upstream", "usage", "waiter",
     )  # fmt: skip
 
     relay: Relay
     upstream: Upstream
 
     def __init__(
-        self, plane: "Plane", client: "Client", head: Head, body: bytes, fields: Fields, ask: Ask, trace: "Trace", now: int
+        self,
+        plane: "Plane",
+        client: "Client",
+        head: Head,
+        body: bytes,
+        fields: Fields,
+        ask: Ask,
+        trace: "Trace",
+        now: int,
     ) -> None:
         self.plane, self.client = plane, client
         self.head, self.body, self.fields, self.ask = head, body, fields, ask
@@ -61,6 +69,7 @@ class Exchange:
         self.task: asyncio.Task[None] | None = None
         self.waiter: Waiter | None = None
         self.error: errors.ProxyError | None = None
+        self.usage: Usage | None = None
         self.status = 0
         self.span_id = ""
         self.reported = False
@@ -69,7 +78,12 @@ class Exchange:
 
     def start(self, now: int) -> None:
         """Routes for the first time: to an instance, into the queue, or to an error."""
-        found = self.plane.router.route(self.ask, now)
+        plane = self.plane
+        if plane.waiting and len(plane.router.queue(self.ask.model)):
+            self._enqueue(now)  # others came first
+            plane.admit(now)
+            return
+        found = plane.router.route(self.ask, now)
         if type(found) is Decision:
             self._place(found, now)
         elif found is Shut.SATURATED:
@@ -79,7 +93,7 @@ class Exchange:
 
     def admitted(self, decision: Decision, now: int) -> None:
         """The queue's turn has come to it."""
-        self.waiter = None
+        self._left_queue()
         self._place(decision, now)
 
     def _enqueue(self, now: int) -> None:
@@ -89,17 +103,22 @@ class Exchange:
         prompt = estimator.prompt_tokens(self.ask.prompt_bytes)
         output = estimator.output_tokens(prompt, self.ask.max_tokens)
         waiter = Waiter(self.ask.tenant, self.ask.priority, prompt, output, now, self)
-        self.queue_depth = plane.router.queued + plane.queued_elsewhere
+        self.queue_depth = plane.waiting + plane.queued_elsewhere
         refused = plane.router.queue(self.ask.model).offer(waiter, now, plane.queued_elsewhere)
         if isinstance(refused, Refusal):
             self._refuse(self._overloaded(refused.retry_after, refused.reason), now)
             return
         self.waiter = waiter
+        plane.waiting += 1
         self.queued = self.since = now
+
+    def _left_queue(self) -> None:
+        self.waiter = None
+        self.plane.waiting -= 1
 
     def overstayed(self, retry_after: float, now: int) -> None:
         """It waited in the queue for as long as it may."""
-        self.waiter = None
+        self._left_queue()
         self._refuse(self._overloaded(retry_after, "queue_timeout"), now)
 
     def _overloaded(self, retry_after: float, reason: str) -> errors.Overloaded:
@@ -148,7 +167,9 @@ class Exchange:
         body = self.body
         if self.add_usage or upstream.model != self.fields.model:
             body = rewrite(body, self.fields, upstream.model, self.add_usage)
-        connection.send(self, heads.to_engine(self.head, upstream, self.plane.site.location, self._context(), len(body)) + body)
+        connection.send(
+            self, heads.to_engine(self.head, upstream, self.plane.site.location, self._context(), len(body)) + body
+        )
 
     def _context(self) -> bytes:
         """The header lines that name this client and this attempt."""
@@ -182,27 +203,29 @@ class Exchange:
         self.status = connection.status
         lease = self.lease
         assert lease is not None  # noqa: S101
-        is_events = heads.is_event_stream(connection.headers)
-        framing = heads.framing(connection.status, connection.headers, self.head.minor, is_events)
-        stream = EventStream(self.add_usage) if is_events else None
+        answer = heads.read_answer(connection.headers)
+        framing = heads.framing(connection.status, answer, self.head.minor)
         if framing is heads.Framing.CLOSE:
             self.client.keep_alive = False
         self.relay = Relay(
-            self.client.transport.write, self._answer_head(connection, framing), framing is heads.Framing.CHUNKED,
-            stream, lease, self._first_token, now,
+            self.client.transport.write, self._answer_head(answer, framing), framing is heads.Framing.CHUNKED,
+            EventStream(self.add_usage) if answer.events else None, lease, self._first_token, now,
         )  # fmt: skip
         if self.client.paused:
             connection.transport.pause_reading()
         return True
 
-    def _answer_head(self, connection: EngineConnection, framing: heads.Framing) -> bytes:
+    def _answer_head(self, answer: heads.Answer, framing: heads.Framing) -> bytes:
         decision = self.decision
         assert decision is not None  # noqa: S101
         queue = (self.routed - self.queued) / 1e6 if self.queued else 0.0
+        route = (self.attempt_start - self.accepted) / 1e6 - queue
+        identity = b"x-request-id: %b\r\n%bx-headrace-attempts: %d\r\n" % (
+            self.request_id.encode(), self.plane.identity(self.upstream.name, decision.reason), len(self.attempts) + 1,
+        )  # fmt: skip
         return heads.to_client(
-            connection.status, connection.headers, framing, self.client.connection_line(), self.request_id.encode(),
-            self.plane.identity(self.upstream.name, decision.reason), len(self.attempts) + 1,
-            (queue, (self.attempt_start - self.accepted) / 1e6 - queue, self.connect_ns / 1e6, (self.first_byte - self.accepted) / 1e6),
+            self.status, answer, framing, self.client.connection_line(), identity,
+            (queue, route, self.connect_ns / 1e6, (self.first_byte - self.accepted) / 1e6),
         )  # fmt: skip
 
     def _first_token(self, now: int) -> None:
@@ -210,14 +233,14 @@ class Exchange:
         self.first_token = now
         self.lease.first_token()
         self._report(Outcome.OK, now)
-        if self.plane.router.queued:
+        if self.plane.waiting:
             self.plane.admit(now)
 
     def ended(self, rest: bytes, now: int) -> None:
         """The answer is whole."""
         self._to(Event.END)
-        relay = self.relay
-        relay.pump(rest, now, True)
+        self.relay.pump(rest, now, True)
+        self.usage = self.relay.usage
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.release()
@@ -231,6 +254,8 @@ class Exchange:
         """The attempt failed: before the first byte another may follow, afterwards the client is told."""
         action = self._to(Event.FAILED)
         self._drop_connection()
+        if action is Action.BREAK:
+            self.usage = self.relay.usage
         self._end_attempt(outcome, status, now)
         if action is Action.BREAK:
             self._break(outcome, now)
@@ -256,7 +281,9 @@ class Exchange:
         return errors.UpstreamError(f"No engine could answer ({tries}).")
 
     def _break(self, outcome: Outcome, now: int) -> None:
-        self.error = errors.StreamBroken(f"The engine {self.upstream.name} failed in the middle of its answer ({outcome}).")
+        self.error = errors.StreamBroken(
+            f"The engine {self.upstream.name} failed in the middle of its answer ({outcome})."
+        )
         self.plane.count("headrace_stream_interruptions_total|engine:" + outcome)
         self.relay.break_off(self.error.event())
         self._close("timeout" if outcome is Outcome.STALLED else "upstream_error", now)
@@ -277,7 +304,7 @@ class Exchange:
         self._to(Event.CLIENT_GONE)
         if self.waiter is not None:
             self.plane.router.queue(self.ask.model).drop(self.waiter)
-            self.waiter = None
+            self._left_queue()
         if self.task is not None:
             self.task.cancel()
             self.task = None
@@ -309,11 +336,13 @@ class Exchange:
             if self.reported:
                 return
             self.reported = True
-        self.plane.router.report(self.tried[-1], outcome, now)
+        decision = self.decision
+        assert decision is not None  # noqa: S101
+        self.plane.router.report(self.tried[-1], outcome, now, decision.reason not in ("p2c", "only"))
 
     def _close(self, outcome: str, now: int) -> None:
         self.plane.finish(records.of_exchange(self, outcome, now))
-        if self.plane.router.queued:
+        if self.plane.waiting:
             self.plane.admit(now)
 
     def _to(self, event: Event) -> Action:

@@ -70,7 +70,8 @@ def ask(plane: "Plane", head: Head, fields: Fields, model: str, size: int, addre
         named = _PRIORITIES.get(head.priority)
         if named is None:
             raise errors.BadRequest(
-                f"x-headrace-priority must be critical, normal or batch, got {head.priority[:40]!r}", param="x-headrace-priority"
+                f"x-headrace-priority must be critical, normal or batch, got {head.priority[:40]!r}",
+                param="x-headrace-priority",
             )
         priority = max(named, Priority.NORMAL)  # without keys nobody is critical
     tenant = plane.tenant_of(head.authorization, address)

@@ -8,6 +8,8 @@ import ssl
 from collections.abc import Callable
 from typing import NamedTuple
 
+from telemetry.context import parse_traceparent
+
 from balancer.model import Decision, Outcome
 from balancer.router import Router
 from proxy.core.deadline import Deadlines
@@ -18,7 +20,6 @@ from proxy.net.client import Client
 from proxy.net.engine import EngineConnection, Pool
 from proxy.net.exchange import Exchange
 from proxy.net.site import Site, Upstream
-from telemetry.context import parse_traceparent
 from telemetry.record import Record
 
 KNOWN_TENANTS = 4096
@@ -56,6 +57,7 @@ class Plane:
         self.draining = False
         self.active = 0  # requests in flight
         self.engine_connections = 0
+        self.waiting = 0  # requests in this worker's queues
         self.queued_elsewhere = 0  # waiting at the location's other workers
         self.open_clients: set[Client] = set()
         self.pools: dict[int, Pool] = {}  # by cell
@@ -156,17 +158,17 @@ class Plane:
 
     def trace_of(self, head: Head | None) -> Trace:
         """The caller's trace if it sent a valid one, else a new one; always a span of our own."""
-        span_id = self.new_span_id()
+        drawn = "%048x" % self._random.getrandbits(192)
         if head is not None and head.traceparent:
             parent = parse_traceparent(head.traceparent)
             if parent is not None:
                 state = head.tracestate[:MAX_TRACESTATE].decode("ascii", "ignore")
-                return Trace(parent.trace_id, span_id, parent.span_id, parent.flags, state)
-        return Trace(f"{self._random.getrandbits(128) or 1:032x}", span_id, "", 0, "")
+                return Trace(parent.trace_id, drawn[:16], parent.span_id, parent.flags, state)
+        return Trace(drawn[16:], drawn[:16], "", 0, "")
 
     def new_span_id(self) -> str:
         """16 hex digits, not all zero."""
-        return f"{self._random.getrandbits(64) or 1:016x}"
+        return "%016x" % (self._random.getrandbits(64) or 1)
 
     def new_request_id(self) -> str:
         """32 hex digits."""

@@ -35,12 +35,9 @@ def of_exchange(exchange: "Exchange", outcome: str, now: int) -> Record:
     plane, head, ask, trace = exchange.plane, exchange.head, exchange.ask, exchange.trace
     offset = plane.offset
     relay = exchange.relay if exchange.first_byte else None
-    usage = relay.usage if relay is not None else None
+    usage = exchange.usage
     decision = exchange.decision
     counted = relay.events if relay is not None else 0
-
-    def unix(moment: int) -> int:
-        return moment + offset if moment else 0
 
     for attempt in exchange.attempts:
         attempt.start += offset
@@ -52,8 +49,8 @@ def of_exchange(exchange: "Exchange", outcome: str, now: int) -> Record:
         ask.priority, 0, ask.prompt_bytes, ask.max_tokens,
         decision.prompt_tokens if decision else 0, usage.prompt if usage else 0,
         decision.output_tokens if decision else 0, usage.output if usage else counted, usage.cached if usage else 0,
-        unix(exchange.accepted), unix(exchange.queued), unix(exchange.routed), unix(exchange.connected),
-        unix(exchange.sent), unix(exchange.first_byte), unix(exchange.first_token), unix(last), unix(now),
+        exchange.accepted + offset if exchange.accepted else 0, exchange.queued + offset if exchange.queued else 0, exchange.routed + offset if exchange.routed else 0, exchange.connected + offset if exchange.connected else 0,
+        exchange.sent + offset if exchange.sent else 0, exchange.first_byte + offset if exchange.first_byte else 0, exchange.first_token + offset if exchange.first_token else 0, last + offset if last else 0, now + offset,
         exchange.attempts, decision.candidates if decision else (), decision.reason if decision else "",
         decision.version if decision else 0, "", "", outcome, exchange.status,
         exchange.error.code if exchange.error else "", head.size + len(exchange.body),
@@ -63,7 +60,15 @@ def of_exchange(exchange: "Exchange", outcome: str, now: int) -> Record:
 
 
 def of_refusal(
-    plane: "Plane", head: Head | None, tenant: str, request_id: str, status: int, outcome: str, error: str, accepted: int, now: int
+    plane: "Plane",
+    head: Head | None,
+    tenant: str,
+    request_id: str,
+    status: int,
+    outcome: str,
+    error: str,
+    accepted: int,
+    now: int,
 ) -> Record:
     """The record of a request that never became an exchange: it was bad, or answered here."""
     trace = plane.trace_of(head)
@@ -82,11 +87,13 @@ def learn(exchange: "Exchange") -> None:
     decision: Decision | None = exchange.decision
     if decision is None or exchange.status >= 400:
         return
-    usage, events = exchange.relay.usage, exchange.relay.events
+    usage, events = exchange.usage, exchange.relay.events
     prompt, output = (usage.prompt, usage.output) if usage is not None else (0, 0)
     exchange.plane.router.learn(exchange.ask, prompt, output or events, events)
     if exchange.queued:
-        exchange.plane.router.queue(exchange.ask.model).settle(exchange.ask.tenant, (output or events) - decision.output_tokens)
+        exchange.plane.router.queue(exchange.ask.model).settle(
+            exchange.ask.tenant, (output or events) - decision.output_tokens
+        )
     relay = exchange.relay
     tokens = output or events
     if relay.first_token and tokens > 1:

@@ -1,0 +1,144 @@
+"""What a request will cost, learned per model from what requests did cost (BALANCING 1).
+
+    prompt tokens   bytes over a learned ratio of bytes a token
+    output tokens   the mean of requests like it: by the prompt's power of two and the cap's. The mean, not the median:
+                    it is unbiased, and sums of it are what a queue is. A young bucket leans on the model's mean.
+    residual        after n tokens, how many more: an empirical mean residual life, since real tails grow
+    events          tokens that one event of a stream stands for
+
+Every mean has the gain max(1/n, 0.02): exact while young, following a shift within some fifty requests afterwards.
+"""
+
+from collections.abc import Mapping, Sequence
+
+PRIOR_OUTPUT = 256.0
+PRIOR_BYTES = 4.0  # a token
+MIN_GAIN = 0.02
+SHRINK = 8.0  # weight of the model's mean in a bucket's, while the bucket is young
+YOUNG = 64
+LENGTHS = 64  # powers of two that an int of tokens can have
+MAX_TOKENS = 1 << 40
+
+
+class Mean:
+    """An online mean with a gain that never falls below MIN_GAIN."""
+
+    __slots__ = ("count", "value")
+
+    def __init__(self, value: float, count: int = 0) -> None:
+        self.value = value
+        self.count = count
+
+    def add(self, sample: float) -> None:
+        """Takes one sample; the first replaces the prior."""
+        self.count += 1
+        self.value += (sample - self.value) * max(1 / self.count, MIN_GAIN)
+
+
+class Estimator:
+    """One model's estimates. Not thread-safe; costs about a microsecond a call."""
+
+    __slots__ = ("_buckets", "_bytes", "_events", "_output", "_residual", "residual")
+
+    def __init__(self) -> None:
+        self._bytes = Mean(PRIOR_BYTES)
+        self._events = Mean(1.0)
+        self._output = Mean(PRIOR_OUTPUT)
+        self._buckets: dict[tuple[int, int], Mean] = {}  # at most LENGTHS squared
+        self._residual = [Mean(0.0) for _ in range(LENGTHS)]
+        self.residual: list[int] = [1] * LENGTHS  # by bit length of the tokens that came; leases hold this very list
+
+    @property
+    def tokens_per_event(self) -> float:
+        """How many tokens an event stands for."""
+        return self._events.value
+
+    def prompt_tokens(self, prompt_bytes: int) -> int:
+        """Tokens of a prompt of so many bytes, at least 1."""
+        return max(1, int(prompt_bytes / self._bytes.value))
+
+    def output_tokens(self, prompt_tokens: int, max_tokens: int = 0) -> int:
+        """Output tokens to expect, at least 1 and at most the client's cap (0: none)."""
+        bucket = self._buckets.get((prompt_tokens.bit_length(), min(max_tokens, MAX_TOKENS).bit_length()))
+        expected = self._output.value
+        if bucket is not None:
+            if bucket.count >= YOUNG:
+                expected = bucket.value
+            else:
+                expected = (bucket.value * bucket.count + expected * SHRINK) / (bucket.count + SHRINK)
+        tokens = max(1, round(expected))
+        return min(tokens, max_tokens) if max_tokens > 0 else tokens
+
+    def learn(self, prompt_bytes: int, prompt_tokens: int, max_tokens: int, output_tokens: int, events: int) -> None:
+        """Takes what a finished request was; 0 where the engine did not say."""
+        if prompt_tokens > 0 and prompt_bytes > 0:
+            self._bytes.add(min(max(prompt_bytes / prompt_tokens, 0.1), 10_000.0))
+        else:
+            prompt_tokens = self.prompt_tokens(prompt_bytes)
+        if not 0 < output_tokens < MAX_TOKENS:
+            return
+        if events > 0:
+            self._events.add(min(max(output_tokens / events, 0.01), 100.0))
+        self._output.add(output_tokens)
+        key = (min(prompt_tokens, MAX_TOKENS).bit_length(), min(max(max_tokens, 0), MAX_TOKENS).bit_length())
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = Mean(0.0)
+        bucket.add(output_tokens)
+        self._learn_residual(output_tokens)
+
+    def _learn_residual(self, output_tokens: int) -> None:
+        """A request of n tokens had n - t to go at every t it passed: sampled where the bit length changes."""
+        for bits in range(output_tokens.bit_length() + 1):
+            passed = (1 << bits) >> 1  # the smallest number of this bit length
+            if passed > output_tokens:
+                break
+            mean = self._residual[bits]
+            mean.add(output_tokens - passed)
+            self.residual[bits] = max(1, round(mean.value)) if bits else 1
+        # a floor of the expectation, not the expectation itself: it speaks only once that is used up
+
+    def snapshot(self) -> dict[str, object]:
+        """All that was learned, as plain data."""
+        return {
+            "bytes": [self._bytes.value, self._bytes.count],
+            "events": [self._events.value, self._events.count],
+            "output": [self._output.value, self._output.count],
+            "buckets": [[*key, mean.value, mean.count] for key, mean in self._buckets.items()],
+            "residual": [[mean.value, mean.count] for mean in self._residual],
+        }
+
+    def restore(self, snapshot: Mapping[str, object]) -> None:
+        """Takes a snapshot; ValueError if it is none."""
+        try:
+            fresh = Estimator()
+            fresh._bytes = _mean(snapshot["bytes"], 0.1)
+            fresh._events = _mean(snapshot["events"], 0.01)
+            fresh._output = _mean(snapshot["output"], 0.0)
+            for row in _rows(snapshot["buckets"], LENGTHS * LENGTHS):
+                prompt, cap, *mean = row
+                fresh._buckets[int(prompt), int(cap)] = _mean(mean, 0.0)
+            residual = [_mean(row, 0.0) for row in _rows(snapshot["residual"], LENGTHS)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not an estimator's snapshot: {error}") from None
+        self._bytes, self._events, self._output, self._buckets = (
+            fresh._bytes,
+            fresh._events,
+            fresh._output,
+            fresh._buckets,
+        )
+        self._residual = residual + [Mean(0.0) for _ in range(LENGTHS - len(residual))]
+        self.residual[:] = [1] + [max(1, round(mean.value)) for mean in self._residual[1:]]
+
+
+def _rows(value: object, most: int) -> Sequence[Sequence[float]]:
+    if not isinstance(value, list) or len(value) > most:
+        raise ValueError("a list is missing or too long")
+    return value
+
+
+def _mean(value: object, least: float) -> Mean:
+    number, count = value  # type: ignore[misc]
+    if not (isinstance(number, int | float) and least <= number < MAX_TOKENS and isinstance(count, int) and count >= 0):
+        raise ValueError("a mean is out of its range")
+    return Mean(float(number), count)
