@@ -70,6 +70,9 @@ class AliasTable:
         return column if place - column < self.share[column] else self.alias[column]
 
 
+new_tuple = tuple.__new__
+
+
 class Measured(NamedTuple):
     """One candidate, weighed."""
 
@@ -124,8 +127,10 @@ class View:
         return drawn or (self._draw(count, now, tried, True) if tried else drawn)
 
     def _draw(self, count: int, now: int, tried: Collection[int], trials: bool) -> list[Instance]:
-        drawn: list[Instance] = []
         notes = self._health.notes
+        if len(self.instances) <= count and not notes and not tried:
+            return list(self.instances)
+        drawn: list[Instance] = []
         if self._table is not None and len(self.instances) > count:
             random, table, instances = self._random, self._table, self.instances
             for _ in range(DRAWS):
@@ -151,21 +156,24 @@ class View:
         rank = FULL if requests and prefill > self.limit * weight else OPEN
         if instance.since:
             weight *= slow_start(instance.since, now)
-        note = self._health.notes.get(cell)
-        if note is not None:
+        if (note := self._health.notes.get(cell)) is not None:
             phantom = note.phantom(now)
             weight = min(weight, instance.weight * slow_start(note.returned, now))
             if now < note.busy_until:
                 rank = FULL if requests else max(rank, MARKED)
             if note.state is State.EJECTED and not self.panic:
                 rank = DUE
-        score = (prefill + prompt + BETA * (decode + output) + phantom) * self.fleet.reference / weight
+        extra = 0.0
         if instance.scraped and now - instance.scraped <= FRESH:
-            background, kv_use = instance.background, min(instance.kv_use, KV_MAX)
-            score += background * self.fleet.reference / weight + KV_SECONDS * kv_use / (1 - kv_use)
-        return Measured(
-            rank, Candidate(instance.name, score, prefill, decode, background, phantom, kv_use, weight), instance
-        )
+            background = instance.background
+            if (kv_use := instance.kv_use) > 0:
+                kv_use = kv_use if kv_use < KV_MAX else KV_MAX
+                extra = KV_SECONDS * kv_use / (1 - kv_use)
+        work = prefill + prompt + BETA * (decode + output) + background + phantom
+        score = work * self.fleet.reference / weight + extra
+        # tuple.__new__: a NamedTuple's own constructor costs twice as much, on every request
+        candidate = new_tuple(Candidate, (instance.name, score, prefill, decode, background, phantom, kv_use, weight))
+        return new_tuple(Measured, (rank, candidate, instance))
 
     def find_open(self, prompt: int, output: int, now: int, tried: Collection[int] = ()) -> Measured | None:
         """The first instance from a random place on, of at most 64, that has not enough to do."""
@@ -221,10 +229,12 @@ class PowerOfChoices:
         drawn = view.draw(self._choices, now, tried)
         if not drawn:
             return None
-        measured = [view.measure(instance, prompt, output, now) for instance in drawn]
-        best = measured[0]
-        for other in measured[1:]:
-            difference = other.rank - best.rank or other.candidate[1] - best.candidate[1]
+        best = view.measure(drawn[0], prompt, output, now)
+        candidates: tuple[Candidate, ...] = (best[1],)
+        for instance in drawn[1:]:
+            other = view.measure(instance, prompt, output, now)
+            candidates += (other[1],)
+            difference = other[0] - best[0] or other[1][1] - best[1][1]
             if difference < 0 or (difference == 0 and self._random.random() < 0.5):
                 best = other
-        return Choice(best, tuple([m.candidate for m in measured]))
+        return Choice(best, candidates)

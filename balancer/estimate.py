@@ -117,8 +117,8 @@ class Estimator:
             fresh._output = _mean(snapshot["output"], 0.0)
             for row in _rows(snapshot["buckets"], LENGTHS * LENGTHS):
                 prompt, cap, *mean = row
-                fresh._buckets[int(prompt), int(cap)] = _mean(mean, 0.0)
-            residual = [_mean(row, 0.0) for row in _rows(snapshot["residual"], LENGTHS)]
+                fresh._buckets[int(prompt), int(cap)] = _mean(list(mean), 0.0)
+            residual = [_mean(list(row), 0.0) for row in _rows(snapshot["residual"], LENGTHS)]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not an estimator's snapshot: {error}") from None
         self._bytes, self._events, self._output, self._buckets = (
@@ -138,7 +138,9 @@ def _rows(value: object, most: int) -> Sequence[Sequence[float]]:
 
 
 def _mean(value: object, least: float) -> Mean:
-    number, count = value  # type: ignore[misc]
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("a mean is a number and its count")
+    number, count = value
     if not (isinstance(number, int | float) and least <= number < MAX_TOKENS and isinstance(count, int) and count >= 0):
         raise ValueError("a mean is out of its range")
     return Mean(float(number), count)

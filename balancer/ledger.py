@@ -7,9 +7,17 @@ does nothing. So every count is at least 0, and 0 when all leases are released, 
 The counts live in a flat array, three a cell: on the board each worker writes its own row and sums all (BALANCING 1).
 """
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 WIDTH = 3  # prefill tokens A, decode tokens D, requests
+
+
+class Counts(Protocol):
+    """An array of integers: the board's memory, or a list."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+    def __setitem__(self, index: int, value: int, /) -> None: ...
 
 
 class Ledger:
@@ -17,7 +25,7 @@ class Ledger:
 
     __slots__ = ("base", "cells", "others")
 
-    def __init__(self, cells: MutableSequence[int], base: int = 0, others: Sequence[int] = ()) -> None:
+    def __init__(self, cells: Counts, base: int = 0, others: Sequence[int] = ()) -> None:
         self.cells = cells
         self.base = base
         self.others = others

@@ -68,7 +68,13 @@ def demo(locations: int, seconds: float, keep: bool, as_json: bool) -> None:
 @click.option("--model", default=None, help="Model to ask for; left out: the first of /v1/models.")
 @click.option("--speed", default=1.0, show_default=True, help="Arrivals are this much faster than in the trace.")
 @click.option("--limit", default=None, type=int, help="At most this many requests.")
-@click.option("--json", "json_file", default=None, type=click.Path(path_type=Path), help="Write the figures there; - for standard output.")
+@click.option(
+    "--json",
+    "json_file",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Write the figures there; - for standard output.",
+)
 def replay(trace: str, url: str, model: str | None, speed: float, limit: int | None, json_file: Path | None) -> None:
     """Open-loop load from a trace (Azure CSV or Mooncake JSONL)."""
     from fixtures.replay import run as run_replay
@@ -81,7 +87,11 @@ def replay(trace: str, url: str, model: str | None, speed: float, limit: int | N
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--profile", default="a100", show_default=True, type=click.Choice(PROFILES))
 @click.option("--model", default="demo", show_default=True, help="The model's name.")
-@click.option("--fail", default=None, help="Start broken: refuse, reset-before, reset-after:N, stall-before, stall-after:N, error:STATUS, slow:FACTORx, garbage.")
+@click.option(
+    "--fail",
+    default=None,
+    help="Start broken: refuse, reset-before, reset-after:N, stall-before, stall-after:N, error:STATUS, slow:FACTORx, garbage.",
+)
 def engine(port: int, host: str, profile: str, model: str, fail: str | None) -> None:
     """One simulated engine with the OpenAI API and vLLM's metrics."""
     from fixtures.engine.server import run as run_engine

@@ -149,7 +149,7 @@ class UpstreamError(ProxyError):
 
     status = 502
     code = "upstream_error"
-    should_retry = False
+    should_retry: ClassVar[bool | None] = False
 
 
 class StreamBroken(UpstreamError):

@@ -97,8 +97,8 @@ def _diagnosed(head: bytes) -> ParseReject:
     except ParseReject as reject:
         return reject
     for line in lines:
-        if reject := _diagnosed_line(line):
-            return reject
+        if broken := _diagnosed_line(line):
+            return broken
     return ParseReject("request_line", "This is not a request's head.")
 
 

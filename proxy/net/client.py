@@ -303,7 +303,7 @@ class Client(asyncio.Protocol):
     def _note(self, outcome: str, status: int, error: str, request_id: str) -> None:
         now = clock.now()
         tenant = self.plane.tenant_of(self.head.authorization if self.head else b"", self.address)
-        self.plane.records.append(
+        self.plane.noted.append(
             records.of_refusal(
                 self.plane, self.head, tenant, request_id, status, outcome, error, self.accepted or now, now
             )

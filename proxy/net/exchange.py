@@ -12,12 +12,11 @@ from balancer.ledger import Lease
 from balancer.model import Ask, Decision, Outcome, Shut
 from proxy.core import errors, heads
 from proxy.core.deadline import WAITING_COMMENT_NS
-from proxy.core.exchange import Action, Event, State, step
+from proxy.core.exchange import ROWS, Action, Event, State, impossible
 from proxy.core.headers import Head
 from proxy.core.request import Fields, asks_usage, rewrite
 from proxy.core.retry import may_retry, of_status
 from proxy.core.sse import EventStream, Usage
-from proxy.net import records
 from proxy.net.engine import EngineConnection
 from proxy.net.relay import Relay
 from proxy.net.site import Upstream
@@ -33,13 +32,15 @@ class Exchange:
 
     __slots__ = (
         "accepted", "add_usage", "ask", "attempt_start", "attempts", "body", "bytes_out", "client", "connect_ns", "connected",
-        "connection", "decision", "error", "fields", "first_byte", "first_token", "head", "lease", "plane", "queue_depth",
+        "connection", "decision", "ended_at", "error", "fields", "first_byte", "first_token", "head", "lease", "outcome", "plane", "queue_depth",
         "queued", "relay", "reported", "request_id", "routed", "sent", "since", "span_id", "state", "status", "task", "trace",
         "tried", "upstream", "usage", "waiter",
     )  # fmt: skip
 
     relay: Relay
     upstream: Upstream
+    outcome: str
+    ended_at: int
 
     def __init__(
         self,
@@ -246,7 +247,6 @@ class Exchange:
             connection.release()
         outcome = of_status(self.status)
         self._end_attempt(outcome, self.status, now)
-        records.learn(self)
         self._close("ok" if outcome is Outcome.OK else "bad_request", now)
         self.client.done(self.client.keep_alive)
 
@@ -341,12 +341,15 @@ class Exchange:
         self.plane.router.report(self.tried[-1], outcome, now, decision.reason not in ("p2c", "only"))
 
     def _close(self, outcome: str, now: int) -> None:
-        self.plane.finish(records.of_exchange(self, outcome, now))
-        if self.plane.waiting:
-            self.plane.admit(now)
+        self.outcome, self.ended_at = outcome, now
+        plane = self.plane
+        plane.active -= 1
+        plane.ended.append(self)
+        if plane.waiting:
+            plane.admit(now)
 
     def _to(self, event: Event) -> Action:
-        self.state, action = step(self.state, event)
+        self.state, action = ROWS[self.state][event] or impossible(self.state, event)
         return action
 
     # the sweep

@@ -30,8 +30,8 @@ def route_of(path: bytes) -> str:
     return "/v1/*" if bare.startswith(b"/v1/") else "other"
 
 
-def of_exchange(exchange: "Exchange", outcome: str, now: int) -> Record:
-    """The record of an exchange that ended at `now` (monotonic ns)."""
+def of_exchange(exchange: "Exchange") -> Record:
+    """The record of an exchange that has ended."""
     plane, head, ask, trace = exchange.plane, exchange.head, exchange.ask, exchange.trace
     offset = plane.offset
     relay = exchange.relay if exchange.first_byte else None
@@ -50,9 +50,9 @@ def of_exchange(exchange: "Exchange", outcome: str, now: int) -> Record:
         decision.prompt_tokens if decision else 0, usage.prompt if usage else 0,
         decision.output_tokens if decision else 0, usage.output if usage else counted, usage.cached if usage else 0,
         exchange.accepted + offset if exchange.accepted else 0, exchange.queued + offset if exchange.queued else 0, exchange.routed + offset if exchange.routed else 0, exchange.connected + offset if exchange.connected else 0,
-        exchange.sent + offset if exchange.sent else 0, exchange.first_byte + offset if exchange.first_byte else 0, exchange.first_token + offset if exchange.first_token else 0, last + offset if last else 0, now + offset,
+        exchange.sent + offset if exchange.sent else 0, exchange.first_byte + offset if exchange.first_byte else 0, exchange.first_token + offset if exchange.first_token else 0, last + offset if last else 0, exchange.ended_at + offset,
         exchange.attempts, decision.candidates if decision else (), decision.reason if decision else "",
-        decision.version if decision else 0, "", "", outcome, exchange.status,
+        decision.version if decision else 0, "", "", exchange.outcome, exchange.status,
         exchange.error.code if exchange.error else "", head.size + len(exchange.body),
         exchange.bytes_out or (relay.bytes_out if relay is not None else 0), counted,
         relay.gap_max if relay is not None else 0, relay.gaps if relay is not None else 0, exchange.queue_depth,
@@ -85,7 +85,7 @@ def of_refusal(
 def learn(exchange: "Exchange") -> None:
     """Teaches the estimator what a whole answer really was."""
     decision: Decision | None = exchange.decision
-    if decision is None or exchange.status >= 400:
+    if decision is None or exchange.outcome != "ok":
         return
     usage, events = exchange.usage, exchange.relay.events
     prompt, output = (usage.prompt, usage.output) if usage is not None else (0, 0)

@@ -1,0 +1,107 @@
+"""From the config to what the data plane and the balancer work with."""
+
+import ssl
+import time
+import urllib.parse
+
+from balancer.model import Fleet, Instance, Table
+from proxy.config import Config, Engine, EngineTls, ServerTls
+from proxy.net.site import Site, Upstream
+
+
+def assign_cells(urls: list[str], current: dict[str, int], busy: set[int], capacity: int) -> dict[str, int]:
+    """A cell of the board for every engine: the one it has, else the lowest that is neither taken nor still busy with a
+    former engine's requests. Raises ValueError when the board is full.
+    """
+    cells = {url: current[url] for url in urls if url in current}
+    taken = set(cells.values()) | busy
+    free = (cell for cell in range(capacity) if cell not in taken)
+    for url in urls:
+        if url not in cells:
+            cell = next(free, None)
+            if cell is None:
+                raise ValueError(f"models: the board has room for {capacity} engines; restart for more")
+            cells[url] = cell
+    return cells
+
+
+def engine_urls(config: Config) -> list[str]:
+    """The URLs of all engines, each once, in the file's order."""
+    return list(dict.fromkeys(engine.url for model in config.models.values() for engine in model.engines))
+
+
+def build(config: Config, cells: dict[str, int], secret: bytes) -> Site:
+    """The data plane's view; raises OSError or ssl.SSLError if an engine's authority cannot be loaded."""
+    names: dict[str, str] = {}
+    upstreams: dict[str, dict[int, Upstream]] = {}
+    contexts: dict[EngineTls | None, ssl.SSLContext] = {}
+    for name, model in config.models.items():
+        names[name] = name
+        names.update(dict.fromkeys(model.aliases, name))
+        upstreams[name] = {cells[e.url]: _upstream(e, name, cells[e.url], contexts) for e in model.engines}
+    return Site(config.location, config.limits, names, upstreams, secret, int(time.time()))
+
+
+def _upstream(engine: Engine, model: str, cell: int, contexts: dict[EngineTls | None, ssl.SSLContext]) -> Upstream:
+    parts = urllib.parse.urlsplit(engine.url)
+    secure = parts.scheme == "https"
+    if secure and engine.tls not in contexts:
+        contexts[engine.tls] = engine_context(engine.tls)
+    return Upstream(
+        cell=cell,
+        name=engine.name,
+        host=parts.hostname or "",
+        port=parts.port or (443 if secure else 80),
+        model=engine.model or model,
+        prefix=parts.path.rstrip("/"),
+        api_key=engine.api_key,
+        tls=contexts[engine.tls] if secure else None,
+        server_name=engine.tls.server_name if engine.tls else None,
+    )
+
+
+def engine_context(tls: EngineTls | None) -> ssl.SSLContext:
+    """How an engine's certificate is verified."""
+    context = ssl.create_default_context(cafile=tls.ca if tls else None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls is not None and tls.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def server_context(tls: ServerTls) -> ssl.SSLContext:
+    """The listener's side of TLS, 1.2 or newer; raises OSError or ssl.SSLError for a pair that does not load."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(tls.cert, tls.key)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def table(config: Config, cells: dict[str, int], last: Table | None = None) -> Table:
+    """A Table from the config alone, with what the agent's last one said of instances that are still there."""
+    known = {i.cell: i for fleet in last.models.values() for i in fleet.instances} if last is not None else {}
+    models = {}
+    for name, model in config.models.items():
+        instances = []
+        for engine in model.engines:
+            cell = cells[engine.url]
+            before = known.get(cell)
+            if before is not None and before.name == engine.name:
+                instances.append(
+                    Instance(
+                        cell,
+                        engine.name,
+                        engine.weight,
+                        before.ready,
+                        before.since,
+                        before.kv_use,
+                        before.background,
+                        before.scraped,
+                    )
+                )
+            else:
+                instances.append(Instance(cell, engine.name, engine.weight))
+        models[name] = Fleet(tuple(instances))
+    return Table(last.version if last is not None else 0, models)

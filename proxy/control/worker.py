@@ -1,0 +1,261 @@
+"""A worker: one event loop that carries requests. It waits for nobody but its supervisor's first word.
+
+    supervisor ──Configure, Drain──▶ worker ──Ready, Failed──▶ supervisor
+    agent ──Table, Ack──▶ worker ──batches of records──▶ agent     (it may come and go: the last Table stays)
+
+It must stay light: no gRPC, no OpenTelemetry, no aiohttp, no YAML.
+"""
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+
+import msgspec
+import uvloop
+
+from balancer.board import Board
+from balancer.ledger import Ledger
+from balancer.model import Table
+from balancer.router import Router
+from proxy.control import sites
+from proxy.control.link import Link
+from proxy.control.listener import Listener
+from proxy.control.messages import Ack, Configure, Drain, Failed, Hello, Push, Ready, ToChild, ToWorker
+from proxy.control.outbox import Outbox
+from proxy.net.plane import Plane
+
+log = logging.getLogger("headrace.worker")
+SECOND = 1_000_000_000
+FLUSH = 0.05  # s between batches, and how often the event loop's lag is measured
+LAG_SAMPLES = 20  # flushes between two lag samples that are sent
+FULL_BATCH = 256
+RECONNECT = 0.2
+LAST_WORDS = 2.0  # s that a drained worker waits for its last records to be counted
+DRAIN_LEAST = 0.2
+
+
+class Worker:
+    """One worker process's parts and timers."""
+
+    def __init__(self, number: int, board: Board, row: int, listening: socket.socket, agent_path: str) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.number, self.board, self.row = number, board, row
+        self.agent_path = agent_path
+        self.done = self.loop.create_future()
+        self.ledger = Ledger(board.ints, board.base(row))
+        self.outbox = Outbox()
+        self.agent: Link | None = None
+        self.table: Table | None = None
+        self.elsewhere = 0
+        self.router = Router(self.ledger, random.Random(os.urandom(16)))
+        self.plane = Plane(
+            worker=number, router=self.router, loop=self.loop, connections_elsewhere=lambda: self.elsewhere
+        )
+        self.listener = Listener(self.loop, listening, self.plane.client_factory)
+        self.lag: list[float] = []
+        self.lag_worst, self.flushes = 0.0, 0
+        self.control: Link | None = None
+        self.config_drain = 300.0
+        self.descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, control: Link) -> None:
+        """Begins its timers; requests come with the first Configure."""
+        self.control = control
+        self.board.claim(self.row, os.getpid(), time.monotonic_ns())
+        self._spawn(self._keep_agent())
+        self._flush_at(self.loop.time() + FLUSH)
+        self._sweep()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    # supervisor
+
+    def on_control(self, message: ToChild) -> None:
+        """A word of the supervisor."""
+        if isinstance(message, Configure):
+            self._spawn(self._configure(message))
+        elif isinstance(message, Drain):
+            self._spawn(self._drain())
+
+    def on_control_lost(self) -> None:
+        """Without a supervisor nobody owns the sockets: end at once, so that another location can start."""
+        if not self.done.done():
+            self.done.set_result(1)
+
+    async def _configure(self, message: Configure) -> None:
+        config, now = message.config, time.monotonic_ns()
+        assert self.control is not None  # noqa: S101
+        try:
+            site = sites.build(config, message.cells, message.secret)
+            tls = sites.server_context(config.tls) if config.tls is not None else None
+        except (OSError, ValueError) as error:
+            self.control.send(Failed(message.generation, f"worker {self.number}: {error}"))
+            return
+        self.table = sites.table(config, message.cells, self.table)
+        limits = config.limits
+        self.router.configure(config.balancing, limits.queue, int(limits.queue_timeout * SECOND))
+        self.router.update(self.table, now)
+        self.plane.configure(site, now)
+        self.config_drain = config.drain_timeout
+        await self.listener.open(tls)
+        if message.generation == 1:
+            settle_garbage()
+        self.control.send(Ready(message.generation))
+
+    async def _drain(self) -> None:
+        log.info("worker %d drains, %d requests in flight", self.number, self.plane.active)
+        self.plane.drain()
+        ends = self.loop.time() + self.config_drain
+        await asyncio.sleep(DRAIN_LEAST)
+        while self.plane.active and self.loop.time() < ends:
+            await asyncio.sleep(FLUSH)
+        self.listener.close()
+        await asyncio.sleep(0)
+        self.plane.close()
+        await asyncio.sleep(0)
+        self._flush()
+        ends = self.loop.time() + LAST_WORDS
+        while len(self.outbox) and self.loop.time() < ends:
+            await asyncio.sleep(0.01)
+        if not self.done.done():
+            self.done.set_result(0)
+
+    # agent
+
+    async def _keep_agent(self) -> None:
+        """Connects to the agent, again whenever it is gone."""
+        decode = msgspec.msgpack.Decoder(ToWorker).decode
+        while True:
+            if self.agent is None:
+                try:
+                    _, link = await self.loop.create_unix_connection(
+                        lambda: Link(decode, self._on_agent, self._on_agent_lost), self.agent_path
+                    )
+                except OSError:
+                    pass
+                else:
+                    self.agent = link
+                    link.send(Hello(self.number, os.getpid()))
+                    for batch in self.outbox.unacknowledged():
+                        link.send(batch)
+            await asyncio.sleep(RECONNECT)
+
+    def _on_agent(self, message: ToWorker) -> None:
+        if isinstance(message, Ack):
+            self.outbox.acknowledge(message.sequence)
+        elif isinstance(message, Push) and self._fits(message.table):
+            self.table = message.table
+            self.router.update(message.table, time.monotonic_ns())
+            self.plane.admit(time.monotonic_ns())
+
+    def _fits(self, table: Table) -> bool:
+        """Whether a Table speaks of the engines of this configuration: the agent may be a reload ahead or behind."""
+        upstreams = self.plane.site.upstreams
+        return table.models.keys() == upstreams.keys() and all(
+            {i.cell for i in fleet.instances} == upstreams[model].keys() for model, fleet in table.models.items()
+        )
+
+    def _on_agent_lost(self) -> None:
+        self.agent = None
+
+    # timers
+
+    def _flush_at(self, due: float) -> None:
+        self.loop.call_at(due, self._on_flush, due)
+
+    def _on_flush(self, due: float) -> None:
+        self.lag_worst = max(self.lag_worst, self.loop.time() - due)
+        self.flushes += 1
+        if self.flushes % LAG_SAMPLES == 0:
+            self.lag.append(self.lag_worst)
+            self.lag_worst = 0.0
+        self._flush()
+        self._flush_at(max(due + FLUSH, self.loop.time() + FLUSH / 2))
+
+    def _flush(self) -> None:
+        plane = self.plane
+        if not (plane.unrecorded or plane.counters or self.lag):
+            return
+        counters, plane.counters = plane.counters, {}
+        lag, self.lag = self.lag, []
+        batch = self.outbox.add(plane.take_records(), counters, lag, self.router.ejected(time.monotonic_ns()))
+        if self.agent is not None:
+            self.agent.send(batch)
+
+    def _sweep(self) -> None:
+        """Once a second: what the data plane must look after, and this worker's row."""
+        now, board, row, plane = time.monotonic_ns(), self.board, self.row, self.plane
+        board.beat(row, now)
+        board.set_connections(row, plane.clients)
+        board.set_queued(row, plane.waiting)
+        self.ledger.others = [board.base(other) for other in board.live(except_row=row)]
+        self.elsewhere = board.connections(except_row=row)
+        plane.queued_elsewhere = board.queued(except_row=row)
+        plane.sweep(now)
+        self._guard()
+        self.loop.call_later(1.0, self._sweep)
+
+    def _guard(self) -> None:
+        """Stops accepting before connections or descriptors run out; goes on when there is room again."""
+        plane = self.plane
+        connections = plane.clients + self.elsewhere
+        used = plane.clients + plane.engine_connections + 100
+        limit = plane.limits.connections
+        if self.listener.accepting and (connections >= limit or used > self.descriptors):
+            plane.count("headrace_accept_pauses_total|" + ("connections" if connections >= limit else "descriptors"))
+            self.listener.pause()
+        elif not self.listener.accepting and connections < 0.98 * limit and used < 0.98 * self.descriptors:
+            self._spawn(self.listener.resume())
+
+
+def settle_garbage() -> None:
+    """Nearly all garbage of the hot path goes by reference counts. What is there to stay is taken out of the
+    collector's sight, and it looks rarely: its pauses would be the event loop's.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+async def serve(args: argparse.Namespace) -> int:
+    """Runs the worker; its exit code."""
+    loop = asyncio.get_running_loop()
+    board = Board.attach(args.board)
+    worker = Worker(args.worker, board, args.row, socket.socket(fileno=args.listen), args.agent)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, lambda: None)  # the supervisor passes on what is meant for us
+    decode = msgspec.msgpack.Decoder(ToChild).decode
+    _, control = await loop.create_connection(
+        lambda: Link(decode, worker.on_control, worker.on_control_lost), sock=socket.socket(fileno=args.control)
+    )
+    worker.start(control)
+    return int(await worker.done)
+
+
+def main() -> None:
+    """The process's entry: descriptors by number, as the supervisor passes them."""
+    parser = argparse.ArgumentParser()
+    for name in ("worker", "control", "listen", "board", "row"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--agent", required=True)
+    logging.basicConfig(level=logging.INFO, format="headrace: %(message)s", stream=sys.stderr)
+    code = uvloop.run(serve(parser.parse_args()))
+    logging.shutdown()
+    os._exit(code)  # engine connections and timers need no farewell
+
+
+if __name__ == "__main__":
+    main()

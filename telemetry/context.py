@@ -1,0 +1,44 @@
+"""W3C Trace Context, strictly: what a caller's `traceparent` and `tracestate` say, or that they say nothing."""
+
+import re
+from typing import NamedTuple
+
+_PARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_ZERO_TRACE, _ZERO_SPAN = b"0" * 32, b"0" * 16
+_KEY = r"[a-z][_0-9a-z\-*/]{0,255}|[a-z0-9][_0-9a-z\-*/]{0,240}@[a-z][_0-9a-z\-*/]{0,13}"
+_ENTRY = re.compile(rf"(?:{_KEY})=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
+MAX_ENTRIES, MAX_LENGTH = 32, 512
+
+
+class TraceParent(NamedTuple):
+    """Ids in lower-case hex."""
+
+    trace_id: str
+    span_id: str
+    flags: int
+
+
+def parse_traceparent(value: bytes) -> TraceParent | None:
+    """The caller's span, or None if the header is malformed: then a new trace begins."""
+    match = _PARENT.fullmatch(value)
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, more = match.groups()
+    if version == b"ff" or trace_id == _ZERO_TRACE or span_id == _ZERO_SPAN or (more and version == b"00"):
+        return None
+    return TraceParent(trace_id.decode(), span_id.decode(), int(flags, 16))
+
+
+def clean_tracestate(value: bytes) -> str:
+    """The entries as they may be passed on: "" if any is malformed or stands twice, at most 32 and 512 characters."""
+    try:
+        entries = [entry.strip(" \t") for entry in value.decode("ascii").split(",")]
+    except UnicodeDecodeError:
+        return ""
+    entries = [entry for entry in entries if entry]
+    keys = {entry.partition("=")[0] for entry in entries}
+    if len(keys) != len(entries) or len(entries) > MAX_ENTRIES or not all(map(_ENTRY.fullmatch, entries)):
+        return ""
+    while entries and len(",".join(entries)) > MAX_LENGTH:
+        entries.pop()
+    return ",".join(entries)
