@@ -220,7 +220,7 @@ async def anext_for_ever(stream: openai.AsyncStream[Any]) -> None:
 def test_killing_a_server_costs_only_its_streams(llamas: list[Llama], location: Location) -> None:
     """The other server's streams go on to their end, and new requests go to it."""
     killed, left = llamas
-    length = 4000
+    length = 2500
 
     async def finish(stream: openai.AsyncStream[Any]) -> int | str:
         """The tokens of a stream that came to its end, or the error it was told of."""

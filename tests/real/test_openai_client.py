@@ -25,6 +25,11 @@ FAULTS = {
 }
 
 
+def exactly(tokens: int) -> dict[str, Any]:
+    """Arguments for an answer of this length: the simulated engine takes it from the metadata."""
+    return {"max_tokens": tokens, "extra_body": {"metadata": {"output_tokens": tokens}}}
+
+
 class Place(NamedTuple):
     """A location and the engine behind its model `slow`."""
 
@@ -87,7 +92,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_chat(client: openai.OpenAI) -> None:
     """A whole answer with its usage."""
-    answer = client.chat.completions.create(model="demo", messages=HELLO, max_tokens=12)
+    answer = client.chat.completions.create(model="demo", messages=HELLO, **exactly(12))
     assert answer.choices[0].message.content
     assert answer.usage is not None
     assert 12 == answer.usage.completion_tokens
@@ -96,14 +101,14 @@ def test_chat(client: openai.OpenAI) -> None:
 
 def test_alias(client: openai.OpenAI) -> None:
     """An alias is served under the model's canonical name."""
-    assert client.chat.completions.create(model="gpt-4o", messages=HELLO, max_tokens=2).choices[0].message.content
+    assert client.chat.completions.create(model="gpt-4o", messages=HELLO, **exactly(2)).choices[0].message.content
 
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_stream(client: openai.OpenAI, asked: bool) -> None:
     """A stream ends with a finish reason; its usage comes exactly if the client asked for it."""
     options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
-    with client.chat.completions.create(model="demo", messages=HELLO, max_tokens=12, stream=True, **options) as stream:
+    with client.chat.completions.create(model="demo", messages=HELLO, **exactly(12), stream=True, **options) as stream:
         chunks: list[Any] = list(stream)
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert 1 == sum(1 for c in chunks if c.choices and c.choices[0].finish_reason)
@@ -113,10 +118,10 @@ def test_stream(client: openai.OpenAI, asked: bool) -> None:
 
 def test_completions(client: openai.OpenAI) -> None:
     """The older API, streamed and not."""
-    whole = client.completions.create(model="demo", prompt="Once upon a time", max_tokens=8)
+    whole = client.completions.create(model="demo", prompt="Once upon a time", **exactly(8))
     assert whole.usage is not None
     assert 8 == whole.usage.completion_tokens
-    with client.completions.create(model="demo", prompt="Once upon a time", max_tokens=8, stream=True) as stream:
+    with client.completions.create(model="demo", prompt="Once upon a time", **exactly(8), stream=True) as stream:
         assert "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
 
 
@@ -130,7 +135,7 @@ def test_embeddings(client: openai.OpenAI) -> None:
 def test_raw_response(client: openai.OpenAI) -> None:
     """The answer's head says where it came from and why; a sane request id is kept."""
     raw = client.chat.completions.with_raw_response.create(
-        model="demo", messages=HELLO, max_tokens=2, extra_headers={"x-request-id": "from-the-client-1"}
+        model="demo", messages=HELLO, **exactly(2), extra_headers={"x-request-id": "from-the-client-1"}
     )
     assert "from-the-client-1" == raw.headers["x-request-id"] == raw.request_id
     assert "test" == raw.headers["x-headrace-location"]
@@ -144,7 +149,7 @@ def test_raw_response(client: openai.OpenAI) -> None:
 def test_streaming_response(client: openai.OpenAI) -> None:
     """`with_streaming_response` reads the events as lines, up to [DONE]."""
     create = client.chat.completions.with_streaming_response.create
-    with create(model="demo", messages=HELLO, max_tokens=4, stream=True) as answer:
+    with create(model="demo", messages=HELLO, **exactly(4), stream=True) as answer:
         lines = [line for line in answer.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines)
     assert "data: [DONE]" == lines[-1]
@@ -169,7 +174,7 @@ def test_bad_request(client: openai.OpenAI, body: dict[str, object]) -> None:
 def test_engine_fails(client: openai.OpenAI, sent: list[str], model: str) -> None:
     """When every attempt failed: an InternalServerError, and the client is told not to add load."""
     with pytest.raises(openai.InternalServerError) as caught:
-        client.with_options(max_retries=3).chat.completions.create(model=model, messages=HELLO, max_tokens=2)
+        client.with_options(max_retries=3).chat.completions.create(model=model, messages=HELLO, **exactly(2))
     assert (502, "upstream_error") == (caught.value.status_code, caught.value.code)
     assert "false" == caught.value.response.headers["x-should-retry"]
     assert 1 == len(sent)
@@ -191,7 +196,7 @@ def test_no_instance(client: openai.OpenAI) -> None:
 def test_saturated(client: openai.OpenAI, sent: list[str]) -> None:
     """429 is a RateLimitError; the client's own retries wait for as long as we say."""
     with pytest.raises(openai.RateLimitError) as caught:
-        client.with_options(max_retries=1).chat.completions.create(model="error-429", messages=HELLO, max_tokens=2)
+        client.with_options(max_retries=1).chat.completions.create(model="error-429", messages=HELLO, **exactly(2))
     assert "overloaded" == caught.value.code
     milliseconds = int(caught.value.response.headers["retry-after-ms"])
     assert -(-milliseconds // 1000) == int(caught.value.response.headers["retry-after"])
@@ -200,7 +205,7 @@ def test_saturated(client: openai.OpenAI, sent: list[str]) -> None:
 
 def test_engine_dies_mid_stream(client: openai.OpenAI) -> None:
     """The pieces that came are kept, then an APIError says what happened: never a silent end."""
-    with client.chat.completions.create(model="breaks", messages=HELLO, max_tokens=50, stream=True) as stream:
+    with client.chat.completions.create(model="breaks", messages=HELLO, **exactly(50), stream=True) as stream:
         assert next(stream).choices
         with pytest.raises(openai.APIError, match="middle of its answer") as caught:
             list(stream)
@@ -210,14 +215,14 @@ def test_engine_dies_mid_stream(client: openai.OpenAI) -> None:
 def test_engine_never_answers(client: openai.OpenAI) -> None:
     """504 after `first_byte_timeout`."""
     with pytest.raises(openai.InternalServerError) as caught:
-        client.chat.completions.create(model="stalls", messages=HELLO, max_tokens=2)
+        client.chat.completions.create(model="stalls", messages=HELLO, **exactly(2))
     assert (504, "timeout") == (caught.value.status_code, caught.value.code)
 
 
 def test_engine_hangs_mid_stream(client: openai.OpenAI) -> None:
     """An APIError after `stream_idle_timeout`."""
     with (
-        client.chat.completions.create(model="hangs", messages=HELLO, max_tokens=50, stream=True) as stream,
+        client.chat.completions.create(model="hangs", messages=HELLO, **exactly(50), stream=True) as stream,
         pytest.raises(openai.APIError, match="middle of its answer"),
     ):
         list(stream)
@@ -226,13 +231,13 @@ def test_engine_hangs_mid_stream(client: openai.OpenAI) -> None:
 def test_client_timeout_cancels_the_engine(client: openai.OpenAI, place: Place) -> None:
     """A client that gives up frees the engine at once: its request would have run for a minute."""
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.5).chat.completions.create(model="slow", messages=HELLO, max_tokens=4000)
+        client.with_options(timeout=0.5).chat.completions.create(model="slow", messages=HELLO, **exactly(4000))
     eventually(lambda: running(place.slow) == 0, "the engine stops")
 
 
 def test_closed_stream_cancels_the_engine(client: openai.OpenAI, place: Place) -> None:
     """So does one that closes its stream."""
-    with client.chat.completions.create(model="slow", messages=HELLO, max_tokens=4000, stream=True) as stream:
+    with client.chat.completions.create(model="slow", messages=HELLO, **exactly(4000), stream=True) as stream:
         next(stream)
         assert running(place.slow) == 1
     eventually(lambda: running(place.slow) == 0, "the engine stops")
@@ -252,7 +257,7 @@ def test_async_streams(place: Place) -> None:
 
     async def one(client: openai.AsyncOpenAI, tokens: int) -> int:
         stream = await client.chat.completions.create(
-            model="demo", messages=HELLO, max_tokens=tokens, stream=True, stream_options={"include_usage": True}
+            model="demo", messages=HELLO, stream=True, **exactly(tokens), stream_options={"include_usage": True}
         )
         async with stream:
             return sum([c.usage.completion_tokens async for c in stream if c.usage])
