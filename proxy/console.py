@@ -1,0 +1,189 @@
+"""What `headrace status` and `headrace explain` print, from the admin API."""
+
+import http.client
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+TIMEOUT = 5.0
+WIDTH = 40  # characters of the waterfall
+
+
+class Unreachable(Exception):
+    """Why the admin API gave nothing, in words for the user."""
+
+
+def fetch(url: str, path: str) -> Any:
+    """JSON from the admin API; raises Unreachable. HEADRACE_ADMIN_TOKEN is sent if it is set."""
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise Unreachable(f"the URL must begin with http:// or https://, got {url!r}")
+    token = os.environ.get("HEADRACE_ADMIN_TOKEN")
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url.rstrip("/") + path, headers=headers)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise Unreachable(_message(error)) from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise Unreachable(f"{url}: {error}") from None
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the admin API answered {error.code}"
+
+
+def status(url: str, *, as_json: bool, once: bool) -> int:
+    """The command; its exit code."""
+    console = Console()
+    try:
+        found = fetch(url, "/api/state")
+        if as_json:
+            sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        elif once or not console.is_terminal:
+            console.print(state_view(found))
+        else:
+            _watch(console, url, found)
+    except Unreachable as error:
+        sys.stderr.write(f"headrace status: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _watch(console: Console, url: str, found: Any) -> None:
+    with Live(state_view(found), console=console, auto_refresh=False, screen=False) as live:
+        while True:
+            time.sleep(1.0)
+            live.update(state_view(fetch(url, "/api/state")), refresh=True)
+
+
+def state_view(found: Any) -> Group:
+    """A location's state as tables."""
+    totals = found["totals"]
+    outcomes = ", ".join(f"{n} {name}" for name, n in sorted(totals["outcomes"].items())) or "none"
+    head = Text.assemble(
+        ("location ", "dim"), (found["location"], "bold"), ("  draining" if found["draining"] else "", "yellow"),
+        f"  {found['connections']} connections, {found['queued']} queued, requests: {outcomes}, {totals['retries']} retries, "
+        f"TTFT p50 {found['ttft_ms']['p50']:.0f} ms, p99 {found['ttft_ms']['p99']:.0f} ms",
+    )  # fmt: skip
+    workers = Text("workers: " + ", ".join(
+        f"{w['worker']} (pid {w['pid']}, {w['restarts']} restarts{'' if w['connected'] else ', not connected'})"
+        for w in found["workers"]
+    ), style="dim")  # fmt: skip
+    return Group(head, workers, *(_model_table(name, rows) for name, rows in found["models"].items()))
+
+
+def _model_table(name: str, instances: list[Any]) -> Table:
+    table = Table(title=name, title_justify="left")
+    table.add_column("instance")
+    table.add_column("state")
+    for column in ("weight", "in flight", "prefill", "decode", "share", "KV", "engine's queue"):
+        table.add_column(column, justify="right")
+    table.add_column("note")
+    work = sum(i["outstanding"]["prefill"] + i["outstanding"]["decode"] for i in instances)
+    for i in instances:
+        state = "[red]down" if not i["ready"] else "[yellow]ejected" if i["ejected_by"] else "[green]ready"
+        out = i["outstanding"]
+        share = (out["prefill"] + out["decode"]) / work if work else 0.0
+        table.add_row(
+            i["name"], state, f"{i['weight']:.2f}", str(out["requests"]), str(out["prefill"]), str(out["decode"]),
+            f"{share:.0%}", f"{i['kv_use']:.0%}", str(i["waiting"]), i["problem"],
+        )  # fmt: skip
+    return table
+
+
+def explain(url: str, request_id: str, *, as_json: bool) -> int:
+    """The command; its exit code."""
+    try:
+        found = fetch(url, "/api/requests/" + urllib.parse.quote(request_id, safe=""))
+    except Unreachable as error:
+        sys.stderr.write(f"headrace explain: {error}\n")
+        return 1
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    else:
+        Console().print(explanation(found))
+    return 0
+
+
+def explanation(found: Any) -> Group:
+    """One request: what it was, why it went where it went, what happened when."""
+    tokens = f"{found['prompt_tokens'] or found['prompt_tokens_estimated']} in, {found['output_tokens']} out"
+    expected = f"{found['prompt_tokens_estimated']} in, {found['output_tokens_predicted']} out"
+    good = found["outcome"] == "ok"
+    head = Text.assemble(
+        ("request ", "dim"), (found["request_id"], "bold"), "  ", found["route"], "  ", found["model"] or "-",
+        "  stream" if found["stream"] else "", "\n", ("outcome ", "dim"), (found["outcome"], "green" if good else "red"),
+        f" ({found['status']}{' ' + found['error'] if found['error'] else ''})", ("  tokens ", "dim"), tokens,
+        (f"  (expected {expected})", "dim"),
+    )  # fmt: skip
+    parts: list[Any] = [head]
+    if found["reason"]:
+        chosen = found["attempts"][-1]["instance"] if found["attempts"] else "-"
+        parts.append(
+            Text.assemble(
+                ("why ", "dim"),
+                (chosen, "bold"),
+                f": {found['reason']}: {found['why']}",
+                (f"  (table {found['table_version']})", "dim"),
+            )
+        )
+        parts.append(_candidates(found["candidates"], chosen))
+    if found["attempts"]:
+        parts.append(_attempts(found))
+    parts.append(_waterfall(found["timeline"]))
+    return Group(*parts)
+
+
+def _candidates(candidates: list[Any], chosen: str) -> Table:
+    table = Table(title="candidates of the last decision (outstanding tokens)", title_justify="left")
+    for column in ("instance", "score, s", "prefill", "decode", "background", "phantom", "KV", "weight"):
+        table.add_column(column, justify="left" if column == "instance" else "right")
+    for c in candidates:
+        mark = "[bold]" if c["instance"] == chosen else ""
+        table.add_row(
+            mark + c["instance"], f"{c['score']:.4f}", str(c["prefill"]), str(c["decode"]), str(c["background"]),
+            str(c["phantom"]), f"{c['kv_use']:.0%}", f"{c['weight']:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _attempts(found: Any) -> Table:
+    table = Table(title="attempts", title_justify="left")
+    for column in ("", "instance", "outcome", "status", "from, ms", "to, ms", "connecting, ms"):
+        table.add_column(column, justify="left" if column in ("instance", "outcome") else "right")
+    for number, attempt in enumerate(found["attempts"], 1):
+        begin, end = ((attempt[key] - found["accepted"]) / 1e6 for key in ("start", "end"))
+        colour = "green" if attempt["outcome"] == "ok" else "red"
+        table.add_row(
+            str(number), attempt["instance"], f"[{colour}]{attempt['outcome']}", str(attempt["status"] or "-"),
+            f"{begin:.2f}", f"{end:.2f}", f"{attempt['connect_ns'] / 1e6:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _waterfall(timeline: dict[str, float]) -> Table:
+    table = Table(title="timeline, ms since the request's head", title_justify="left", show_header=False)
+    whole = max([*timeline.values(), 1e-9])
+    before = 0.0
+    for name, moment in sorted(timeline.items(), key=lambda item: item[1]):
+        start, length = int(WIDTH * before / whole), int(WIDTH * (moment - before) / whole)
+        table.add_row(name.replace("_", " "), f"{moment:.2f}", " " * start + "━" * length + "╸")
+        before = moment
+    return table

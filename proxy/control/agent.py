@@ -1,0 +1,314 @@
+"""The agent: everything about a location that no request waits for.
+
+workers ──records, counters──▶ metrics, the last 10,000 records     probes ──▶ Table ──▶ workers
+supervisor ──config, processes──▶ state ──▶ admin API               admin API ──reload, drain──▶ supervisor
+"""
+
+import argparse
+import asyncio
+import collections
+import hashlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine, Iterable
+
+import aiohttp
+import grpc  # noqa: F401  lives here: imported later, by a reload, it would stall the loop; tools tell the agent by it
+import msgspec
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from balancer.board import Board
+from balancer.model import Fleet, Instance, Table
+from proxy.config import Config
+from proxy.control.admin import Admin
+from proxy.control.link import Link
+from proxy.control.messages import (
+    Ack,
+    Batch,
+    Configure,
+    Drain,
+    DrainRequest,
+    Failed,
+    Hello,
+    Processes,
+    Push,
+    Ready,
+    ReloadRequest,
+    ReloadResult,
+    ToAgent,
+    ToChild,
+)
+from proxy.control.probe import Probe
+from telemetry import names
+from telemetry.metrics import Metrics, Sample
+from telemetry.record import Record
+
+log = logging.getLogger("headrace.agent")
+KEPT_RECORDS = 10_000
+PUSH_EVERY = 1.0  # s between two Tables that differ in gauges only
+FAREWELL = 5.0  # s that a draining agent waits for the workers to be gone
+RELOAD_TIMEOUT = 30.0
+
+
+class Agent:
+    """One location's knowledge."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry, self.samples)
+        self.config: Config | None = None
+        self.cells: dict[str, int] = {}
+        self.generation = 0
+        self.hash = ""
+        self.started = time.time()
+        self.pid = os.getpid()
+        self.processes = Processes([], 0, False)
+        self.workers: dict[Link, int] = {}  # connected ones, by number
+        self.ejected: dict[int, list[str]] = {}  # what each worker keeps out
+        self.records: collections.deque[Record] = collections.deque(maxlen=KEPT_RECORDS)
+        self.by_id: dict[str, Record] = {}
+        self.totals: collections.Counter[str] = collections.Counter()
+        self.probes: dict[str, Probe] = {}
+        self.probe_tasks: dict[str, asyncio.Task[None]] = {}
+        self.table: Table | None = None
+        self.version = 0
+        self.stale = False  # the Table should be made anew
+        self.reload_ok = True
+        self.reload_waiters: list[asyncio.Future[ReloadResult]] = []
+        self.control: Link | None = None
+        self.session: aiohttp.ClientSession | None = None
+        self.admin = Admin(self)
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[int] = self.loop.create_future()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":
+        """Runs a part; its crash is logged and ends the agent, which the supervisor starts again."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._part_ended)
+        return task
+
+    def _part_ended(self, task: "asyncio.Task[None]") -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a part of the agent crashed", exc_info=error)
+            self.end(1)
+
+    def end(self, code: int) -> None:
+        """Ends the process."""
+        if not self.done.done():
+            self.done.set_result(code)
+
+    # supervisor
+
+    def on_control(self, message: ToChild) -> None:
+        """A word of the supervisor."""
+        if isinstance(message, Configure):
+            self.spawn(self._configure(message))
+        elif isinstance(message, Processes):
+            self.processes = message
+            alive = {process.worker for process in message.workers}
+            self.ejected = {worker: out for worker, out in self.ejected.items() if worker in alive}
+        elif isinstance(message, ReloadResult):
+            self.reload_ok = not message.problems
+            waiters, self.reload_waiters = self.reload_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(message)
+        elif isinstance(message, Drain):
+            self.spawn(self._drain())
+
+    async def _configure(self, message: Configure) -> None:
+        assert self.control is not None  # noqa: S101
+        config = message.config
+        try:
+            await self.admin.configure(config.admin)
+        except (OSError, ValueError) as error:
+            self.control.send(Failed(message.generation, f"admin: {error}"))
+            return
+        self.config, self.cells, self.generation = config, message.cells, message.generation
+        self.hash = hashlib.sha256(msgspec.msgpack.encode(config)).hexdigest()[:12]
+        self._probe_engines(config)
+        self.push()
+        self.control.send(Ready(message.generation))
+
+    def _probe_engines(self, config: Config) -> None:
+        """Probes the engines of this config, each URL once; those unchanged go on as they are."""
+        wanted = {engine.url: engine for model in config.models.values() for engine in model.engines}
+        for url in list(self.probes):
+            if wanted.get(url) != self.probes[url].engine:
+                self.probe_tasks.pop(url).cancel()
+                del self.probes[url]
+        for url, engine in wanted.items():
+            if url not in self.probes:
+                cell = self.cells[url]
+                assert self.session is not None  # noqa: S101
+                probe = Probe(engine, self.session, lambda cell=cell: self.board.outstanding(cell), self._on_probe)  # type: ignore[misc]
+                self.probes[url] = probe
+                self.probe_tasks[url] = self.spawn(probe.run())
+
+    def _on_probe(self, at_once: bool) -> None:
+        self.stale = True
+        if at_once:
+            self.push()
+
+    async def _drain(self) -> None:
+        ends = self.loop.time() + FAREWELL
+        while self.workers and self.loop.time() < ends:
+            await asyncio.sleep(0.02)
+        self.end(0)
+
+    async def reload(self) -> ReloadResult:
+        """Asks the supervisor to read the file again; raises TimeoutError."""
+        assert self.control is not None  # noqa: S101
+        waiter: asyncio.Future[ReloadResult] = self.loop.create_future()
+        self.reload_waiters.append(waiter)
+        self.control.send(ReloadRequest())
+        return await asyncio.wait_for(waiter, RELOAD_TIMEOUT)
+
+    def drain(self) -> None:
+        """Asks the supervisor to drain the location."""
+        assert self.control is not None  # noqa: S101
+        self.control.send(DrainRequest())
+
+    # workers
+
+    def worker_link(self) -> Link:
+        """The protocol of a worker's connection."""
+        link: Link
+
+        def on_message(message: ToAgent) -> None:
+            self._on_worker(link, message)
+
+        def on_lost() -> None:
+            self.workers.pop(link, None)
+
+        link = Link(msgspec.msgpack.Decoder(ToAgent).decode, on_message, on_lost)
+        return link
+
+    def _on_worker(self, link: Link, message: ToAgent) -> None:
+        if isinstance(message, Hello):
+            self.workers[link] = message.worker
+            if self.table is not None:
+                link.send(Push(self.table))
+            return
+        self._count(self.workers.get(link, -1), message)
+        link.send(Ack(message.sequence))
+
+    def _count(self, worker: int, batch: Batch) -> None:
+        for key, n in batch.counters.items():
+            self.metrics.count(key, n)
+            self.totals[key.partition("|")[0]] += n
+        for seconds in batch.lag:
+            self.metrics.lag(worker, seconds)
+        self.ejected[worker] = batch.ejected
+        for record in batch.records:
+            self.metrics.observe(record)
+            self.totals["requests"] += 1
+            self.totals["outcome:" + record.outcome] += 1
+            if len(self.records) == KEPT_RECORDS:
+                oldest = self.records[0]
+                if self.by_id.get(oldest.request_id) is oldest:
+                    del self.by_id[oldest.request_id]
+            self.records.append(record)
+            self.by_id[record.request_id] = record
+
+    # the Table
+
+    def push(self) -> None:
+        """Makes the Table and sends it to every worker if it differs from the last."""
+        config = self.config
+        if config is None:
+            return
+        self.stale = False
+        models = {name: Fleet(tuple(map(self._instance, model.engines))) for name, model in config.models.items()}
+        if self.table is not None and models == self.table.models:
+            return
+        self.version = max(self.version + 1, time.time_ns() // 1_000_000)  # grows over the agent's restarts too
+        self.table = Table(self.version, models)
+        for link in self.workers:
+            link.send(Push(self.table))
+
+    def _instance(self, engine: "msgspec.Struct") -> Instance:
+        url: str = engine.url  # type: ignore[attr-defined]
+        state = self.probes[url].state
+        return Instance(
+            cell=self.cells[url],
+            name=self.probes[url].engine.name,
+            weight=self.probes[url].engine.weight,
+            ready=state.ready,
+            since=state.since,
+            kv_use=round(state.load.kv_use, 3),
+            background=state.background,
+            scraped=state.scraped,
+        )
+
+    async def keep_table_fresh(self) -> None:
+        """Sends new gauges now and then."""
+        while True:
+            await asyncio.sleep(PUSH_EVERY)
+            if self.stale:
+                self.push()
+
+    # metrics
+
+    def samples(self) -> Iterable[Sample]:
+        """The gauges of this moment."""
+        yield Sample(names.QUEUE_DEPTH, (), self.board.queued())
+        yield Sample(names.CONNECTIONS, (), self.board.connections())
+        yield Sample(names.CONFIG_INFO, (self.hash,), 1)
+        yield Sample(names.RELOAD_SUCCESS, (), float(self.reload_ok))
+        ejected = {name for out in self.ejected.values() for name in out}
+        for model, fleet in (self.table.models if self.table is not None else {}).items():
+            for instance in fleet.instances:
+                labels = (model, instance.name)
+                prefill, decode, requests = self.board.outstanding(instance.cell)
+                yield Sample(names.OUTSTANDING, (*labels, "prefill"), prefill)
+                yield Sample(names.OUTSTANDING, (*labels, "decode"), decode)
+                yield Sample(names.INFLIGHT, labels, requests)
+                yield Sample(names.WEIGHT, labels, instance.weight)
+                current = "ejected" if instance.name in ejected else "ready" if instance.ready else "down"
+                for state in ("ready", "ejected", "down"):
+                    yield Sample(names.STATE, (*labels, state), float(state == current))
+
+
+async def serve(args: argparse.Namespace) -> int:
+    """Runs the agent; its exit code."""
+    loop = asyncio.get_running_loop()
+    agent = Agent(Board.attach(args.board))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, lambda: None)  # the supervisor passes on what is meant for us
+    agent.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
+    agent.admin.listening = socket.socket(fileno=args.admin)
+    decode = msgspec.msgpack.Decoder(ToChild).decode
+    _, agent.control = await loop.create_connection(
+        lambda: Link(decode, agent.on_control, lambda: agent.end(1)), sock=socket.socket(fileno=args.control)
+    )
+    listening = await loop.create_unix_server(agent.worker_link, sock=socket.socket(fileno=args.workers))
+    agent.spawn(agent.keep_table_fresh())
+    code = await agent.done
+    listening.close()
+    await agent.session.close()
+    return code
+
+
+def main() -> None:
+    """The process's entry: descriptors by number, as the supervisor passes them."""
+    parser = argparse.ArgumentParser()
+    for name in ("control", "workers", "admin", "board"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    logging.basicConfig(level=logging.INFO, format="headrace: %(message)s", stream=sys.stderr)
+    code = uvloop.run(serve(parser.parse_args()))
+    logging.shutdown()
+    os._exit(code)  # probes and links need no farewell
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What an engine's /metrics says of its load, and what kind of engine speaks so. Pure."""
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.config import Kind
+
+
+class Load(msgspec.Struct, frozen=True):
+    """An engine's own view of itself."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_use: float = 0.0  # 0 to 1
+
+
+# for each kind: names of the gauges of requests running, requests waiting, share of the KV cache in use
+_NAMES: dict[Kind, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "vllm": (
+        ("vllm:num_requests_running",), ("vllm:num_requests_waiting",), ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    ),
+    "sglang": (("sglang:num_running_reqs",), ("sglang:num_queue_reqs",), ("sglang:token_usage",)),
+    "llamacpp": (
+        ("llamacpp:requests_processing",), ("llamacpp:requests_deferred",), ("llamacpp:kv_cache_usage_ratio",),
+    ),
+}  # fmt: skip
+
+
+def parse(text: str) -> tuple[Kind | None, Load]:
+    """The kind of engine and its load; (None, nothing) for metrics of something else. Raises ValueError for no metrics."""
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            values[sample.name] = values.get(sample.name, 0.0) + sample.value
+    for kind, (running, waiting, kv_use) in _NAMES.items():
+        if any(name.startswith(f"{kind}:") for name in values):
+            use = _first(values, kv_use)
+            return kind, Load(int(_first(values, running)), int(_first(values, waiting)), min(1.0, use))
+    return None, Load()
+
+
+def _first(values: dict[str, float], names: Iterable[str]) -> float:
+    for name in names:
+        value = values.get(name)
+        if value is not None and math.isfinite(value) and value >= 0:
+            return value
+    return 0.0
+
+
+class Foreign:
+    """Traffic that is not ours, as an average over about 10 s of what an engine reports beyond our own requests."""
+
+    SECONDS = 10.0
+
+    def __init__(self) -> None:
+        self._requests = 0.0
+        self._at = 0
+
+    def observe(self, reported: int, own: int, now: int) -> float:
+        """Takes one scrape (requests; `now` in ns); the average of foreign requests."""
+        elapsed = (now - self._at) / 1e9 if self._at else 0.0
+        self._at = now
+        gain = 1 - math.exp(-elapsed / self.SECONDS)
+        self._requests += gain * (max(0, reported - own) - self._requests)
+        return self._requests

@@ -1,0 +1,116 @@
+"""What the admin API shows of an agent: plain data from what it knows."""
+
+from typing import TYPE_CHECKING, Any
+
+from balancer.model import REASONS
+from telemetry.metrics import percentile
+from telemetry.record import Record, as_dict
+
+if TYPE_CHECKING:
+    from proxy.control.agent import Agent
+
+MS = 1e-6
+RECENT = 1000  # records that the latencies of the state are taken from
+
+
+def state(agent: "Agent") -> dict[str, Any]:
+    """The location as it is now."""
+    config = agent.config
+    recent = list(agent.records)[-RECENT:]
+    ttft = [(r.first_token - r.accepted) * MS for r in recent if r.first_token]
+    return {
+        "location": config.location if config else "",
+        "generation": agent.generation,
+        "table_version": agent.version,
+        "config_hash": agent.hash,
+        "draining": agent.processes.draining,
+        "workers": [
+            {
+                "worker": p.worker, "pid": p.pid, "restarts": p.restarts, "connected": p.worker in agent.workers.values(),
+                "ejected": agent.ejected.get(p.worker, []),
+            }
+            for p in agent.processes.workers
+        ],
+        "agent": {"pid": agent.pid, "restarts": agent.processes.agent_restarts, "started": agent.started},
+        "connections": agent.board.connections(),
+        "queued": agent.board.queued(),
+        "models": {name: _instances(agent, name) for name in (config.models if config else {})},
+        "totals": totals(agent),
+        "ttft_ms": {"p50": round(percentile(ttft, 0.5), 3), "p99": round(percentile(ttft, 0.99), 3)},
+        "records": len(agent.records),
+    }  # fmt: skip
+
+
+def totals(agent: "Agent") -> dict[str, Any]:
+    """Counts since the agent began."""
+    counted = agent.totals
+    return {
+        "requests": counted["requests"],
+        "outcomes": {k.partition(":")[2]: n for k, n in counted.items() if k.startswith("outcome:")},
+        "retries": counted["headrace_retries_total"],
+        "interruptions": counted["headrace_stream_interruptions_total"],
+        "parse_rejects": counted["headrace_parse_rejects_total"],
+        "records_dropped": counted["headrace_records_dropped_total"],
+    }
+
+
+def _instances(agent: "Agent", model: str) -> list[dict[str, Any]]:
+    assert agent.config is not None  # noqa: S101
+    shown = []
+    for engine in agent.config.models[model].engines:
+        probed = agent.probes[engine.url].state
+        cell = agent.cells[engine.url]
+        prefill, decode, requests = agent.board.outstanding(cell)
+        out = [worker for worker, names in agent.ejected.items() if engine.name in names]
+        shown.append(
+            {
+                "name": engine.name, "url": engine.url, "kind": probed.kind, "ready": probed.ready, "weight": engine.weight,
+                "outstanding": {"prefill": prefill, "decode": decode, "requests": requests},
+                "kv_use": round(probed.load.kv_use, 4), "running": probed.load.running, "waiting": probed.load.waiting,
+                "background": probed.background, "ejected_by": sorted(out), "serves": list(probed.served),
+                "problem": _problem(probed.problem, probed.served, engine.model or model),
+            }
+        )  # fmt: skip
+    return shown
+
+
+def _problem(problem: str, served: tuple[str, ...], model: str) -> str:
+    if problem or not served or model in served:
+        return problem
+    return f"its /v1/models does not list {model!r}"
+
+
+def weights(agent: "Agent") -> dict[str, Any]:
+    """The weights in force, and where they come from."""
+    models = agent.config.models if agent.config else {}
+    return {
+        "models": {
+            name: [{"instance": e.name, "weight": e.weight, "reason": "configured"} for e in model.engines]
+            for name, model in models.items()
+        },
+        "history": [],
+    }
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """A record in a line of a list."""
+    return {
+        "request_id": record.request_id, "accepted": record.accepted, "route": record.route, "model": record.model,
+        "stream": record.stream, "outcome": record.outcome, "status": record.status, "error": record.error,
+        "instance": record.attempts[-1].instance if record.attempts else "", "attempts": len(record.attempts),
+        "reason": record.reason, "ttft_ms": _since(record, record.first_token), "total_ms": _since(record, record.done),
+        "prompt_tokens": record.prompt_tokens or record.prompt_tokens_estimated, "output_tokens": record.output_tokens,
+    }  # fmt: skip
+
+
+def detail(record: Record) -> dict[str, Any]:
+    """All of a record, with its timeline in ms since the request's head was whole, and its reason in words."""
+    moments = ("queued", "routed", "connected", "sent", "first_byte", "first_token", "last_byte", "done")
+    shown = as_dict(record)
+    shown["timeline"] = {name: _since(record, getattr(record, name)) for name in moments if getattr(record, name)}
+    shown["why"] = REASONS.get(record.reason, "")
+    return shown
+
+
+def _since(record: Record, moment: int) -> float | None:
+    return round((moment - record.accepted) * MS, 3) if moment else None

@@ -1,0 +1,149 @@
+"""Metrics for Prometheus, fed with records and with the workers' counters; gauges are collected when scraped.
+
+A record costs about 20 us here, which is why it happens in the agent. Values of a label are bounded: from the 1,001st
+on they are called `other`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import Metric as Family
+
+from telemetry import names
+from telemetry.record import Record
+
+MOST_VALUES = 1000
+OTHER = "other"
+NS = 1e-9
+PRIORITIES = ("critical", "normal", "batch")
+OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "generate_content",
+}
+
+
+class Sample(NamedTuple):
+    """One value of a collected gauge; `labels` in the metric's order."""
+
+    metric: names.Metric
+    labels: tuple[str, ...]
+    value: float
+
+
+class Bounded:
+    """The children of one metric, found by their label values; too many values of a label become one."""
+
+    def __init__(self, parent: Any) -> None:
+        self._parent = parent
+        self._children: dict[tuple[str, ...], Any] = {}
+        self._seen: list[set[str]] = []
+
+    def of(self, *values: str) -> Any:
+        """The child for these values."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._parent.labels(*self._bound(values))
+            if len(self._children) < 10 * MOST_VALUES:
+                self._children[values] = child
+        return child
+
+    def _bound(self, values: tuple[str, ...]) -> list[str]:
+        self._seen = self._seen or [set() for _ in values]
+        bounded = []
+        for value, seen in zip(values, self._seen, strict=True):
+            if value not in seen and len(seen) >= MOST_VALUES:
+                value = OTHER
+            else:
+                seen.add(value)
+            bounded.append(value)
+        return bounded
+
+
+class Metrics:
+    """All metrics of one location, on a registry of its own."""
+
+    def __init__(self, registry: CollectorRegistry, gauges: Callable[[], Iterable[Sample]] = tuple) -> None:
+        """`gauges`: what is asked for at every scrape."""
+        self._gauges = gauges
+        self._by_name: dict[str, Bounded] = {}
+        for metric in (*names.OBSERVED, *names.COUNTED):
+            if metric.kind == "histogram":
+                made: Any = Histogram(
+                    metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry
+                )
+            else:
+                made = Counter(metric.name, metric.help, metric.labels, registry=registry)
+            self._by_name[metric.name] = Bounded(made)
+        registry.register(self)
+
+    def _of(self, metric: names.Metric, *values: str) -> Any:
+        return self._by_name[metric.name].of(*values)
+
+    def collect(self) -> list[Family]:
+        """The gauges, for the registry."""
+        families = {m.name: GaugeMetricFamily(m.name, m.help, labels=m.labels) for m in names.COLLECTED}
+        for metric, labels, value in self._gauges():
+            families[metric.name].add_metric(labels, value)
+        return list(families.values())
+
+    def count(self, key: str, n: int) -> None:
+        """Adds to a worker's counter, "METRIC_total|VALUE"; an unknown one is ignored: a newer worker may send it."""
+        name, _, value = key.partition("|")
+        found = self._by_name.get(name.removesuffix("_total"))
+        if found is not None and n > 0:
+            found.of(value).inc(n)
+
+    def lag(self, worker: int, seconds: float) -> None:
+        """A worker's event loop lag."""
+        self._of(names.LAG, str(worker)).observe(max(0.0, seconds))
+
+    def observe(self, record: Record) -> None:
+        """Takes one record."""
+        self._of(names.REQUESTS, record.route, str(record.status), record.outcome).inc()
+        if not record.model:
+            return
+        error = "" if record.outcome == "ok" else record.error or record.outcome
+        labels = (OPERATIONS.get(record.route, "other"), record.model, error, record.location)
+        exemplar = {"trace_id": record.trace_id}
+        self._of(names.DURATION, *labels).observe((record.done - record.accepted) * NS, exemplar)
+        self._observe_tokens(record, labels, exemplar)
+        if record.queued:
+            waited = (record.routed or record.done) - record.queued
+            self._of(names.QUEUE_WAIT, PRIORITIES[record.priority]).observe(waited * NS)
+        if record.reason:
+            self._of(names.DECISIONS, record.reason, record.location).inc()
+        if record.sent and len(record.attempts) == 1:
+            waited = record.routed - record.queued if record.queued else 0
+            spent = record.sent - record.accepted - waited - record.attempts[0].connect_ns
+            self._of(names.OVERHEAD, "before_upstream").observe(max(0, spent) * NS, exemplar)
+
+    def _observe_tokens(self, record: Record, labels: tuple[str, ...], exemplar: dict[str, str]) -> None:
+        model = record.model
+        if record.prompt_tokens:
+            self._of(names.TOKENS, "input", model).inc(record.prompt_tokens)
+        if record.cached_tokens:
+            self._of(names.TOKENS, "cached", model).inc(record.cached_tokens)
+        if record.output_tokens:
+            self._of(names.TOKENS, "output", model).inc(record.output_tokens)
+            if record.outcome == "ok" and record.output_tokens_predicted:
+                ratio = record.output_tokens / record.output_tokens_predicted
+                self._of(names.ESTIMATE_ERROR, model).observe(ratio)
+        if not record.first_token:
+            return
+        instance = record.attempts[-1].instance
+        self._of(names.TTFT, *labels, instance).observe((record.first_token - record.accepted) * NS, exemplar)
+        if record.output_tokens > 1:
+            mean = (record.last_byte - record.first_token) / (record.output_tokens - 1)
+            self._of(names.TPOT, *labels, instance).observe(mean * NS)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile of values that need not be sorted; 0 of none."""
+    if not values:
+        return 0.0
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]

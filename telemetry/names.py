@@ -1,0 +1,112 @@
+"""Every metric's name, kind, help, labels and buckets, as data. Names stand here and nowhere else.
+
+Workers send counters as "METRIC|VALUE" strings, VALUE being that of the metric's one label; those metrics are `COUNTED`.
+"""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    name: str
+    kind: str  # counter, gauge, histogram
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+DURATION_BUCKETS = (
+    0.01,
+    0.02,
+    0.04,
+    0.08,
+    0.16,
+    0.32,
+    0.64,
+    1.28,
+    2.56,
+    5.12,
+    10.24,
+    20.48,
+    40.96,
+    81.92,
+    163.84,
+    327.68,
+)
+TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0,
+)  # fmt: skip
+TPOT_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+OVERHEAD_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
+RATIO_BUCKETS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+LAG_BUCKETS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+_GEN_AI = ("gen_ai_operation_name", "gen_ai_request_model", "error_type", "location")
+
+DURATION = Metric(
+    "gen_ai_server_request_duration_seconds",
+    "histogram",
+    "From a request's head to the end of its answer",
+    _GEN_AI,
+    DURATION_BUCKETS,
+)
+TTFT = Metric(
+    "gen_ai_server_time_to_first_token_seconds", "histogram", "From a streamed request's head to its first event",
+    (*_GEN_AI, "instance"), TTFT_BUCKETS,
+)  # fmt: skip
+TPOT = Metric(
+    "gen_ai_server_time_per_output_token_seconds", "histogram", "Mean time of an output token after the first",
+    (*_GEN_AI, "instance"), TPOT_BUCKETS,
+)  # fmt: skip
+TOKENS = Metric("headrace_tokens", "counter", "Tokens by direction: input, output, cached", ("direction", "model"))
+REQUESTS = Metric("headrace_requests", "counter", "Requests that ended", ("route", "code", "outcome"))
+OVERHEAD = Metric(
+    "headrace_overhead_seconds",
+    "histogram",
+    "Time spent here: before the engine got the request",
+    ("phase",),
+    OVERHEAD_BUCKETS,
+)
+QUEUE_WAIT = Metric(
+    "headrace_queue_wait_seconds",
+    "histogram",
+    "Time in the queue, of requests that waited",
+    ("priority",),
+    WAIT_BUCKETS,
+)
+DECISIONS = Metric("headrace_decisions", "counter", "Routing decisions by reason", ("reason", "location"))
+ESTIMATE_ERROR = Metric(
+    "headrace_estimate_error_ratio", "histogram", "Real over predicted output tokens", ("model",), RATIO_BUCKETS
+)
+LAG = Metric(
+    "headrace_event_loop_lag_seconds", "histogram", "Worst delay of a timer in a second", ("worker",), LAG_BUCKETS
+)
+
+RETRIES = Metric("headrace_retries", "counter", "Further attempts, by how the one before failed", ("reason",))
+BUDGET_EXHAUSTED = Metric("headrace_retry_budget_exhausted", "counter", "Retries that the budget refused", ("reason",))
+INTERRUPTIONS = Metric("headrace_stream_interruptions", "counter", "Answers cut after their first byte", ("reason",))
+REJECTS = Metric("headrace_parse_rejects", "counter", "Requests that broke a rule of HTTP", ("rule",))
+REFUSED = Metric("headrace_connections_refused", "counter", "Client connections that were refused", ("reason",))
+PAUSES = Metric("headrace_accept_pauses", "counter", "Times that accepting was paused", ("reason",))
+DROPPED = Metric("headrace_records_dropped", "counter", "Records that no agent could take", ("reason",))
+
+QUEUE_DEPTH = Metric("headrace_queue_depth", "gauge", "Requests that wait")
+OUTSTANDING = Metric(
+    "headrace_instance_outstanding_tokens", "gauge", "Outstanding work", ("model", "instance", "phase")
+)
+INFLIGHT = Metric("headrace_instance_inflight_requests", "gauge", "Requests in flight", ("model", "instance"))
+WEIGHT = Metric("headrace_instance_weight", "gauge", "Service rate relative to the reference", ("model", "instance"))
+STATE = Metric(
+    "headrace_instance_state",
+    "gauge",
+    "1 for the state it is in: ready, ejected or down",
+    ("model", "instance", "state"),
+)
+CONNECTIONS = Metric("headrace_connections", "gauge", "Open client connections")
+CONFIG_INFO = Metric("headrace_config_info", "gauge", "1, with the hash of the config in force", ("hash",))
+RELOAD_SUCCESS = Metric("headrace_config_reload_success", "gauge", "1 if the last reload went well, else 0")
+
+OBSERVED = (DURATION, TTFT, TPOT, TOKENS, REQUESTS, OVERHEAD, QUEUE_WAIT, DECISIONS, ESTIMATE_ERROR, LAG)
+COUNTED = (RETRIES, BUDGET_EXHAUSTED, INTERRUPTIONS, REJECTS, REFUSED, PAUSES, DROPPED)
+COLLECTED = (QUEUE_DEPTH, OUTSTANDING, INFLIGHT, WEIGHT, STATE, CONNECTIONS, CONFIG_INFO, RELOAD_SUCCESS)
+ALL = (*OBSERVED, *COUNTED, *COLLECTED)
