@@ -15,19 +15,11 @@ from tests.support.servers import Engine, Location, free_ports
 pytestmark = [pytest.mark.real, pytest.mark.e2e]
 
 HELLO: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Hello, how are you today?"}]
-FAULTS = {
-    "error-503": "error:503",
-    "error-429": "error:429",
-    "resets": "reset-before",
-    "breaks": "reset-after:3",
-    "stalls": "stall-before",
-    "hangs": "stall-after:3",
-}
 
 
-def exactly(tokens: int) -> dict[str, Any]:
-    """Arguments for an answer of this length: the simulated engine takes it from the metadata."""
-    return {"max_tokens": tokens, "extra_body": {"metadata": {"output_tokens": tokens}}}
+def exactly(tokens: int, fail: str | None = None) -> dict[str, Any]:
+    """Arguments for an answer of this length, or that fails so: the simulated engine takes both from the metadata."""
+    return {"max_tokens": tokens, "extra_body": {"metadata": {"output_tokens": tokens, "fail": fail}}}
 
 
 class Place(NamedTuple):
@@ -39,18 +31,18 @@ class Place(NamedTuple):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """One location: `demo` on two good engines, `slow` on a slow one, one model for each fault, `absent` on none."""
+    """One location: `demo` on two engines, `slow` and `frail` on one each, `absent` on none."""
     with contextlib.ExitStack() as stack:
         good = [stack.enter_context(Engine(model="demo")) for _ in range(2)]
         slow = stack.enter_context(Engine(model="slow", profile="l4"))
-        broken = {name: [stack.enter_context(Engine(model=name, fail=fail)).url] for name, fail in FAULTS.items()}
+        frail = stack.enter_context(Engine(model="frail"))
         pair = [{"url": engine.url, "name": f"good-{n}"} for n, engine in enumerate(good)]
         absent = f"http://127.0.0.1:{free_ports(1)[0]}"
         models: dict[str, Any] = {
             "demo": {"engines": pair, "aliases": ["gpt-4o"]},
             "slow": [slow.url],
+            "frail": [frail.url],
             "absent": [absent],
-            **broken,
         }
         limits = {"first_byte_timeout": "1s", "stream_idle_timeout": "1s"}
         yield Place(stack.enter_context(Location(tmp_path_factory.mktemp("place"), models, limits=limits)), slow)
@@ -82,8 +74,8 @@ def running(engine: Engine) -> float:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """`models.list` names every model and `retrieve` finds one; an unknown one is a NotFoundError."""
-    assert {"demo", "slow", "absent", *FAULTS} <= {model.id for model in client.models.list()}
+    """`models.list` names every model and alias and `retrieve` finds one; an unknown one is a NotFoundError."""
+    assert {"demo", "gpt-4o", "slow", "frail", "absent"} == {model.id for model in client.models.list()}
     assert "demo" == client.models.retrieve("demo").id
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("nothing")
@@ -170,11 +162,11 @@ def test_bad_request(client: openai.OpenAI, body: dict[str, object]) -> None:
         client.post("/chat/completions", body=body, cast_to=object)
 
 
-@pytest.mark.parametrize("model", ["error-503", "resets"])
-def test_engine_fails(client: openai.OpenAI, sent: list[str], model: str) -> None:
+@pytest.mark.parametrize("fail", ["error:503", "reset-before", "garbage"])
+def test_engine_fails(client: openai.OpenAI, sent: list[str], fail: str) -> None:
     """When every attempt failed: an InternalServerError, and the client is told not to add load."""
     with pytest.raises(openai.InternalServerError) as caught:
-        client.with_options(max_retries=3).chat.completions.create(model=model, messages=HELLO, **exactly(2))
+        client.with_options(max_retries=3).chat.completions.create(model="frail", messages=HELLO, **exactly(2, fail))
     assert (502, "upstream_error") == (caught.value.status_code, caught.value.code)
     assert "false" == caught.value.response.headers["x-should-retry"]
     assert 1 == len(sent)
@@ -196,7 +188,9 @@ def test_no_instance(client: openai.OpenAI) -> None:
 def test_saturated(client: openai.OpenAI, sent: list[str]) -> None:
     """429 is a RateLimitError; the client's own retries wait for as long as we say."""
     with pytest.raises(openai.RateLimitError) as caught:
-        client.with_options(max_retries=1).chat.completions.create(model="error-429", messages=HELLO, **exactly(2))
+        client.with_options(max_retries=1).chat.completions.create(
+            model="frail", messages=HELLO, **exactly(2, "error:429")
+        )
     assert "overloaded" == caught.value.code
     milliseconds = int(caught.value.response.headers["retry-after-ms"])
     assert -(-milliseconds // 1000) == int(caught.value.response.headers["retry-after"])
@@ -205,7 +199,9 @@ def test_saturated(client: openai.OpenAI, sent: list[str]) -> None:
 
 def test_engine_dies_mid_stream(client: openai.OpenAI) -> None:
     """The pieces that came are kept, then an APIError says what happened: never a silent end."""
-    with client.chat.completions.create(model="breaks", messages=HELLO, **exactly(50), stream=True) as stream:
+    with client.chat.completions.create(
+        model="frail", messages=HELLO, **exactly(50, "reset-after:3"), stream=True
+    ) as stream:
         assert next(stream).choices
         with pytest.raises(openai.APIError, match="middle of its answer") as caught:
             list(stream)
@@ -215,14 +211,16 @@ def test_engine_dies_mid_stream(client: openai.OpenAI) -> None:
 def test_engine_never_answers(client: openai.OpenAI) -> None:
     """504 after `first_byte_timeout`."""
     with pytest.raises(openai.InternalServerError) as caught:
-        client.chat.completions.create(model="stalls", messages=HELLO, **exactly(2))
+        client.chat.completions.create(model="frail", messages=HELLO, **exactly(2, "stall-before"))
     assert (504, "timeout") == (caught.value.status_code, caught.value.code)
 
 
 def test_engine_hangs_mid_stream(client: openai.OpenAI) -> None:
     """An APIError after `stream_idle_timeout`."""
     with (
-        client.chat.completions.create(model="hangs", messages=HELLO, **exactly(50), stream=True) as stream,
+        client.chat.completions.create(
+            model="frail", messages=HELLO, **exactly(50, "stall-after:3"), stream=True
+        ) as stream,
         pytest.raises(openai.APIError, match="middle of its answer"),
     ):
         list(stream)
