@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ import pytest
 from tests.support.servers import Engine, Engines, Llama, Location, free_ports
 
 StartLocation = Callable[..., Location]
+
+
+def pytest_configure() -> None:
+    """A terminated run ends like an interrupted one: its fixtures stop the processes that they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture
