@@ -27,9 +27,9 @@ def free_port() -> int:
 
 
 def _open_files() -> set[tuple[str, str]]:
-    """The process's sockets, pipes and files: descriptor and what it refers to."""
+    """The process's sockets, pipes and files but the standard three: descriptor and what it refers to."""
     found = set()
-    for name in os.listdir("/proc/self/fd"):
+    for name in set(os.listdir("/proc/self/fd")) - {"0", "1", "2"}:
         with contextlib.suppress(OSError):
             found.add((name, os.readlink(f"/proc/self/fd/{name}")))
     return found
