@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 TIMEOUT = 5.0
+EVERY = 1.0  # s between two looks of the live table
 WIDTH = 40  # characters of the waterfall
 
 
@@ -23,27 +24,43 @@ class Unreachable(Exception):
     """Why the admin API gave nothing, in words for the user."""
 
 
-def fetch(url: str, path: str) -> Any:
+def fetch(url: str, path: str) -> dict[str, Any]:
     """JSON from the admin API; raises Unreachable. HEADRACE_ADMIN_TOKEN is sent if it is set."""
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    if not url.startswith(("http://", "https://")):
         raise Unreachable(f"the URL must begin with http:// or https://, got {url!r}")
     token = os.environ.get("HEADRACE_ADMIN_TOKEN")
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(url.rstrip("/") + path, headers=headers)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-            return json.load(answer)
+        request = urllib.request.Request(url.rstrip("/") + path, headers=headers)  # noqa: S310
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT) as answer:
+            found = json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
-            raise Unreachable(_message(error)) from None
+            raise Unreachable(f"{url}: {_message(error)}") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise Unreachable(f"{url}: {error}") from None
+        raise Unreachable(f"{url}: {_reason(error)}") from None
+    if not isinstance(found, dict):
+        raise Unreachable(f"{url}: no answer of an admin API; is this the address of `admin` in the config?")
+    return found
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects: they would carry the token elsewhere."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return "no answer of an admin API; is this the address of `admin` in the config?"
+    return str(getattr(error, "reason", error))
 
 
 def _message(error: urllib.error.HTTPError) -> str:
     try:
         return str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         return f"the admin API answered {error.code}"
 
 
@@ -69,8 +86,13 @@ def status(url: str, *, as_json: bool, once: bool) -> int:
 def _watch(console: Console, url: str, found: Any) -> None:
     with Live(state_view(found), console=console, auto_refresh=False, screen=False) as live:
         while True:
-            time.sleep(1.0)
-            live.update(state_view(fetch(url, "/api/state")), refresh=True)
+            time.sleep(EVERY)
+            try:
+                found = fetch(url, "/api/state")
+                view = state_view(found)
+            except Unreachable as error:  # the agent may be starting again
+                view = Group(state_view(found), Text(f"{error}; this is what was last known", style="red"))
+            live.update(view, refresh=True)
 
 
 def state_view(found: Any) -> Group:
@@ -90,7 +112,7 @@ def state_view(found: Any) -> Group:
 
 
 def _model_table(name: str, instances: list[Any]) -> Table:
-    table = Table(title=name, title_justify="left")
+    table = Table(title=Text(name), title_justify="left")
     table.add_column("instance")
     table.add_column("state")
     for column in ("weight", "in flight", "prefill", "decode", "share", "KV", "engine's queue"):
@@ -102,8 +124,8 @@ def _model_table(name: str, instances: list[Any]) -> Table:
         out = i["outstanding"]
         share = (out["prefill"] + out["decode"]) / work if work else 0.0
         table.add_row(
-            i["name"], state, f"{i['weight']:.2f}", str(out["requests"]), str(out["prefill"]), str(out["decode"]),
-            f"{share:.0%}", f"{i['kv_use']:.0%}", str(i["waiting"]), i["problem"],
+            Text(i["name"]), state, f"{i['weight']:.2f}", str(out["requests"]), str(out["prefill"]), str(out["decode"]),
+            f"{share:.0%}", f"{i['kv_use']:.0%}", str(i["waiting"]), Text(i["problem"]),
         )  # fmt: skip
     return table
 
@@ -136,15 +158,10 @@ def explanation(found: Any) -> Group:
     parts: list[Any] = [head]
     if found["reason"]:
         chosen = found["attempts"][-1]["instance"] if found["attempts"] else "-"
-        parts.append(
-            Text.assemble(
-                ("why ", "dim"),
-                (chosen, "bold"),
-                f": {found['reason']}: {found['why']}",
-                (f"  (table {found['table_version']})", "dim"),
-            )
-        )
-        parts.append(_candidates(found["candidates"], chosen))
+        why = (chosen, "bold"), f": {found['reason']}: {found['why']}", (f"  (table {found['table_version']})", "dim")
+        parts += [Text.assemble(("why ", "dim"), *why), _candidates(found["candidates"], chosen)]
+    else:
+        parts.append(Text.assemble(("why ", "dim"), found["why"]))
     if found["attempts"]:
         parts.append(_attempts(found))
     parts.append(_waterfall(found["timeline"]))
@@ -156,9 +173,9 @@ def _candidates(candidates: list[Any], chosen: str) -> Table:
     for column in ("instance", "score, s", "prefill", "decode", "background", "phantom", "KV", "weight"):
         table.add_column(column, justify="left" if column == "instance" else "right")
     for c in candidates:
-        mark = "[bold]" if c["instance"] == chosen else ""
+        style = "bold" if c["instance"] == chosen else ""
         table.add_row(
-            mark + c["instance"], f"{c['score']:.4f}", str(c["prefill"]), str(c["decode"]), str(c["background"]),
+            Text(c["instance"], style), f"{c['score']:.4f}", str(c["prefill"]), str(c["decode"]), str(c["background"]),
             str(c["phantom"]), f"{c['kv_use']:.0%}", f"{c['weight']:.2f}",
         )  # fmt: skip
     return table
@@ -172,7 +189,7 @@ def _attempts(found: Any) -> Table:
         begin, end = ((attempt[key] - found["accepted"]) / 1e6 for key in ("start", "end"))
         colour = "green" if attempt["outcome"] == "ok" else "red"
         table.add_row(
-            str(number), attempt["instance"], f"[{colour}]{attempt['outcome']}", str(attempt["status"] or "-"),
+            str(number), Text(attempt["instance"]), f"[{colour}]{attempt['outcome']}", str(attempt["status"] or "-"),
             f"{begin:.2f}", f"{end:.2f}", f"{attempt['connect_ns'] / 1e6:.2f}",
         )  # fmt: skip
     return table

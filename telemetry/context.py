@@ -8,10 +8,12 @@ _ZERO_TRACE, _ZERO_SPAN = b"0" * 32, b"0" * 16
 _KEY = r"[a-z][_0-9a-z\-*/]{0,255}|[a-z0-9][_0-9a-z\-*/]{0,240}@[a-z][_0-9a-z\-*/]{0,13}"
 _ENTRY = re.compile(rf"(?:{_KEY})=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
 MAX_ENTRIES, MAX_LENGTH = 32, 512
+LONG_ENTRY = 128  # characters; longer ones go first when there is too much
+KNOWN_FLAGS = 0x03  # sampled, random trace id; the others must be passed on as 0
 
 
 class TraceParent(NamedTuple):
-    """Ids in lower-case hex."""
+    """Ids in lower-case hex; of the flags those that W3C defines."""
 
     trace_id: str
     span_id: str
@@ -26,11 +28,13 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
     version, trace_id, span_id, flags, more = match.groups()
     if version == b"ff" or trace_id == _ZERO_TRACE or span_id == _ZERO_SPAN or (more and version == b"00"):
         return None
-    return TraceParent(trace_id.decode(), span_id.decode(), int(flags, 16))
+    return TraceParent(trace_id.decode(), span_id.decode(), int(flags, 16) & KNOWN_FLAGS)
 
 
 def clean_tracestate(value: bytes) -> str:
-    """The entries as they may be passed on: "" if any is malformed or stands twice, at most 32 and 512 characters."""
+    """The entries as they may be passed on: "" if any is malformed, stands twice, or there are more than 32; of more than
+    512 characters first the entries over 128 are left out, then the last ones, as W3C says.
+    """
     try:
         entries = [entry.strip(" \t") for entry in value.decode("ascii").split(",")]
     except UnicodeDecodeError:
@@ -39,6 +43,7 @@ def clean_tracestate(value: bytes) -> str:
     keys = {entry.partition("=")[0] for entry in entries}
     if len(keys) != len(entries) or len(entries) > MAX_ENTRIES or not all(map(_ENTRY.fullmatch, entries)):
         return ""
-    while entries and len(",".join(entries)) > MAX_LENGTH:
-        entries.pop()
+    while len(",".join(entries)) > MAX_LENGTH:
+        long = [at for at, entry in enumerate(entries) if len(entry) > LONG_ENTRY]
+        del entries[long[-1] if long else -1]
     return ",".join(entries)

@@ -4,6 +4,7 @@ A record costs about 20 us here, which is why it happens in the agent. Values of
 on they are called `other`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from telemetry.record import Record
 MOST_VALUES = 1000
 OTHER = "other"
 NS = 1e-9
+TTFT_GAIN = 0.1  # share of the newest request in the moving average
 PRIORITIES = ("critical", "normal", "batch")
 OPERATIONS = {
     "/v1/chat/completions": "chat",
@@ -24,6 +26,9 @@ OPERATIONS = {
     "/v1/embeddings": "embeddings",
     "/v1/responses": "generate_content",
 }
+
+
+_COUNTED = {f"{metric.name}_total": metric for metric in names.COUNTED}
 
 
 class Sample(NamedTuple):
@@ -70,6 +75,7 @@ class Metrics:
         """`gauges`: what is asked for at every scrape."""
         self._gauges = gauges
         self._by_name: dict[str, Bounded] = {}
+        self._ttft: dict[tuple[str, str], float] = {}
         for metric in (*names.OBSERVED, *names.COUNTED):
             if metric.kind == "histogram":
                 made: Any = Histogram(
@@ -91,11 +97,16 @@ class Metrics:
         return list(families.values())
 
     def count(self, key: str, n: int) -> None:
-        """Adds to a worker's counter, "METRIC_total|VALUE"; an unknown one is ignored: a newer worker may send it."""
-        name, _, value = key.partition("|")
-        found = self._by_name.get(name.removesuffix("_total"))
-        if found is not None and n > 0:
-            found.of(value).inc(n)
+        """Adds to a worker's counter, "METRIC_total|VALUES"; an unknown one is ignored: a newer worker may send it."""
+        name, _, values = key.partition("|")
+        metric = _COUNTED.get(name)
+        if metric is not None and n > 0:
+            given = values.split(":", len(metric.labels) - 1)
+            self._of(metric, *given, *[""] * (len(metric.labels) - len(given))).inc(n)
+
+    def ttft_ewma(self, model: str, instance: str) -> float | None:
+        """The moving average of the time to first token in seconds; None before the first."""
+        return self._ttft.get((model, instance))
 
     def lag(self, worker: int, seconds: float) -> None:
         """A worker's event loop lag."""
@@ -135,10 +146,19 @@ class Metrics:
         if not record.first_token:
             return
         instance = record.attempts[-1].instance
-        self._of(names.TTFT, *labels, instance).observe((record.first_token - record.accepted) * NS, exemplar)
+        ttft = (record.first_token - record.accepted) * NS
+        self._of(names.TTFT, *labels, instance).observe(ttft, exemplar)
+        self._average_ttft(model, instance, ttft)
         if record.output_tokens > 1:
             mean = (record.last_byte - record.first_token) / (record.output_tokens - 1)
-            self._of(names.TPOT, *labels, instance).observe(mean * NS)
+            self._of(names.TPOT, *labels, instance).observe(max(0.0, mean) * NS)
+
+    def _average_ttft(self, model: str, instance: str, ttft: float) -> None:
+        before = self._ttft.get((model, instance))
+        if before is not None:
+            self._ttft[model, instance] = before + TTFT_GAIN * (ttft - before)
+        elif len(self._ttft) < 10 * MOST_VALUES:
+            self._ttft[model, instance] = ttft
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -146,4 +166,4 @@ def percentile(values: Sequence[float], share: float) -> float:
     if not values:
         return 0.0
     ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+    return ranked[max(0, math.ceil(share * len(ranked)) - 1)]

@@ -1,6 +1,7 @@
 """Every metric's name, kind, help, labels and buckets, as data. Names stand here and nowhere else.
 
-Workers send counters as "METRIC|VALUE" strings, VALUE being that of the metric's one label; those metrics are `COUNTED`.
+Workers send counters as "METRIC_total|VALUES" strings, VALUES being those of its labels with colons between; those
+metrics are `COUNTED`.
 """
 
 from typing import NamedTuple
@@ -15,25 +16,11 @@ class Metric(NamedTuple):
 
 
 DURATION_BUCKETS = (
-    0.01,
-    0.02,
-    0.04,
-    0.08,
-    0.16,
-    0.32,
-    0.64,
-    1.28,
-    2.56,
-    5.12,
-    10.24,
-    20.48,
-    40.96,
-    81.92,
-    163.84,
-    327.68,
-)
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68,
+)  # fmt: skip
 TTFT_BUCKETS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0,
 )  # fmt: skip
 TPOT_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 OVERHEAD_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -84,7 +71,9 @@ LAG = Metric(
 
 RETRIES = Metric("headrace_retries", "counter", "Further attempts, by how the one before failed", ("reason",))
 BUDGET_EXHAUSTED = Metric("headrace_retry_budget_exhausted", "counter", "Retries that the budget refused", ("reason",))
-INTERRUPTIONS = Metric("headrace_stream_interruptions", "counter", "Answers cut after their first byte", ("reason",))
+INTERRUPTIONS = Metric(
+    "headrace_stream_interruptions", "counter", "Answers cut after their first byte", ("side", "reason")
+)
 REJECTS = Metric("headrace_parse_rejects", "counter", "Requests that broke a rule of HTTP", ("rule",))
 REFUSED = Metric("headrace_connections_refused", "counter", "Client connections that were refused", ("reason",))
 PAUSES = Metric("headrace_accept_pauses", "counter", "Times that accepting was paused", ("reason",))
@@ -102,11 +91,26 @@ STATE = Metric(
     "1 for the state it is in: ready, ejected or down",
     ("model", "instance", "state"),
 )
+TTFT_EWMA = Metric(
+    "headrace_instance_ttft_ewma_seconds", "gauge", "Moving average of the time to first token", ("model", "instance")
+)
 CONNECTIONS = Metric("headrace_connections", "gauge", "Open client connections")
 CONFIG_INFO = Metric("headrace_config_info", "gauge", "1, with the hash of the config in force", ("hash",))
+RECORDS = Metric("headrace_records_kept", "gauge", "Records that can be asked for by their request id")
 RELOAD_SUCCESS = Metric("headrace_config_reload_success", "gauge", "1 if the last reload went well, else 0")
 
 OBSERVED = (DURATION, TTFT, TPOT, TOKENS, REQUESTS, OVERHEAD, QUEUE_WAIT, DECISIONS, ESTIMATE_ERROR, LAG)
 COUNTED = (RETRIES, BUDGET_EXHAUSTED, INTERRUPTIONS, REJECTS, REFUSED, PAUSES, DROPPED)
-COLLECTED = (QUEUE_DEPTH, OUTSTANDING, INFLIGHT, WEIGHT, STATE, CONNECTIONS, CONFIG_INFO, RELOAD_SUCCESS)
+COLLECTED = (
+    QUEUE_DEPTH,
+    OUTSTANDING,
+    INFLIGHT,
+    WEIGHT,
+    STATE,
+    TTFT_EWMA,
+    CONNECTIONS,
+    RECORDS,
+    CONFIG_INFO,
+    RELOAD_SUCCESS,
+)
 ALL = (*OBSERVED, *COUNTED, *COLLECTED)

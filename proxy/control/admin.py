@@ -2,12 +2,13 @@
 
 import hmac
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
-from prometheus_client import exposition
+from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from proxy.config import Admin as AdminConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 OPEN = ("/livez", "/readyz")  # need no token
 LIST_MOST, LIST_DEFAULT = 1000, 50
+_openmetrics: Callable[[CollectorRegistry], bytes] = openmetrics.generate_latest
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -41,6 +43,7 @@ class Admin:
         self.listening: socket.socket | None = None
         self._config: AdminConfig | None = None
         self._runner: web.AppRunner | None = None
+        self._tls: ssl.SSLContext | None = None
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -56,26 +59,37 @@ class Admin:
         return application
 
     async def configure(self, config: AdminConfig) -> None:
-        """Serves with this token and these certificates; raises OSError for those that do not load."""
-        if config == self._config and self._runner is not None:
+        """Serves by this config, later with renewed certificates; raises OSError for those that do not load. What else
+        there is (address, token, whether TLS) the supervisor changes by a restart only.
+        """
+        if config.tls is not None and self._tls is not None:
+            server_context(config.tls)  # whole or not at all
+            self._tls.load_cert_chain(config.tls.cert, config.tls.key)
+        if self._runner is not None:
             return
-        tls = server_context(config.tls) if config.tls is not None else None
-        before = self._runner
         self._config = config
-        self._runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
+        self._tls = server_context(config.tls) if config.tls is not None else None
+        runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
         if self.listening is not None:
-            await web.SockSite(self._runner, self.listening.dup(), ssl_context=tls).start()
-        if before is not None:
-            await before.cleanup()
+            await web.SockSite(runner, self.listening, ssl_context=self._tls).start()
+        self._runner = runner
+
+    async def close(self) -> None:
+        """Stops serving."""
+        if self._runner is not None:
+            await self._runner.cleanup()
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         token = self._config.token if self._config is not None else None
         if token and request.path not in OPEN:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), token.encode()):
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            same = hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode())
+            if scheme.lower() != "bearer" or not same:
                 return error(401, "unauthorized", "The admin API needs its token: authorization: Bearer TOKEN.")
+        if request.method == "POST" and not token and "origin" in request.headers:
+            return error(403, "forbidden", "A web page may not do this unless the admin API has a token.")
         try:
             return await handler(request)
         except web.HTTPMethodNotAllowed as refused:
@@ -83,12 +97,14 @@ class Admin:
             return error(405, "method_not_allowed", f"{request.path} takes {allowed}, got {request.method}.")
         except web.HTTPNotFound:
             return error(404, "not_found", f"There is nothing at {request.path}.")
+        except web.HTTPException as refused:
+            return error(refused.status, "bad_request", f"{refused.reason}.")
 
     async def metrics(self, request: web.Request) -> web.Response:
         """All metrics; OpenMetrics, with exemplars, for those who accept it."""
         registry = self.agent.registry
         if "application/openmetrics-text" in request.headers.get("accept", ""):
-            body, kind = openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST
+            body, kind = _openmetrics(registry), openmetrics.CONTENT_TYPE_LATEST
         else:
             body, kind = exposition.generate_latest(registry), exposition.CONTENT_TYPE_LATEST
         return web.Response(body=body, headers={"content-type": kind})
@@ -115,7 +131,7 @@ class Admin:
     async def requests(self, request: web.Request) -> web.Response:
         """The last requests, newest first: `limit`, `outcome`, `model`."""
         text = request.query.get("limit", str(LIST_DEFAULT))
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= LIST_MOST):
+        if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= LIST_MOST):
             return error(400, "bad_request", f"limit must be a number from 1 to {LIST_MOST}, got {text[:40]!r}")
         outcome, model = request.query.get("outcome"), request.query.get("model")
         if outcome is not None and outcome not in OUTCOMES:
@@ -132,7 +148,13 @@ class Admin:
         """One request: its decision and its timeline."""
         record = self.agent.by_id.get(request.match_info["id"])
         if record is None:
-            return error(404, "not_found", f"No request of this id is among the last {len(self.agent.records)}.")
+            kept = len(self.agent.records)
+            return error(
+                404,
+                "not_found",
+                f"No request of this id is among the last {kept}. Every answer tells its own in x-request-id;"
+                " /api/requests lists them.",
+            )
         return answer(views.detail(record))
 
     async def weights(self, request: web.Request) -> web.Response:

@@ -7,6 +7,8 @@ supervisor ──config, processes──▶ state ──▶ admin API           
 import argparse
 import asyncio
 import collections
+import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -24,7 +26,7 @@ from prometheus_client import CollectorRegistry
 
 from balancer.board import Board
 from balancer.model import Fleet, Instance, Table
-from proxy.config import Config
+from proxy.config import Config, Engine
 from proxy.control.admin import Admin
 from proxy.control.link import Link
 from proxy.control.messages import (
@@ -43,7 +45,7 @@ from proxy.control.messages import (
     ToAgent,
     ToChild,
 )
-from proxy.control.probe import Probe
+from proxy.control.probe import Probe, State
 from telemetry import names
 from telemetry.metrics import Metrics, Sample
 from telemetry.record import Record
@@ -70,6 +72,9 @@ class Agent:
         self.pid = os.getpid()
         self.processes = Processes([], 0, False)
         self.workers: dict[Link, int] = {}  # connected ones, by number
+        self.alone = asyncio.Event()  # no worker is connected
+        self.alone.set()
+        self.counted: dict[int, tuple[int, int]] = {}  # of each worker: its pid and the last batch that was counted
         self.ejected: dict[int, list[str]] = {}  # what each worker keeps out
         self.records: collections.deque[Record] = collections.deque(maxlen=KEPT_RECORDS)
         self.by_id: dict[str, Record] = {}
@@ -81,6 +86,7 @@ class Agent:
         self.stale = False  # the Table should be made anew
         self.reload_ok = True
         self.reload_waiters: list[asyncio.Future[ReloadResult]] = []
+        self.configuring = asyncio.Lock()  # one Configure after the other
         self.control: Link | None = None
         self.session: aiohttp.ClientSession | None = None
         self.admin = Admin(self)
@@ -127,32 +133,44 @@ class Agent:
 
     async def _configure(self, message: Configure) -> None:
         assert self.control is not None  # noqa: S101
-        config = message.config
-        try:
-            await self.admin.configure(config.admin)
-        except (OSError, ValueError) as error:
-            self.control.send(Failed(message.generation, f"admin: {error}"))
-            return
-        self.config, self.cells, self.generation = config, message.cells, message.generation
-        self.hash = hashlib.sha256(msgspec.msgpack.encode(config)).hexdigest()[:12]
-        self._probe_engines(config)
-        self.push()
-        self.control.send(Ready(message.generation))
+        async with self.configuring:
+            config = message.config
+            try:
+                probes = self._probes_for(config, message.cells)
+                await self.admin.configure(config.admin)
+            except (OSError, ValueError) as error:
+                self.control.send(Failed(message.generation, str(error)))
+                return
+            self.config, self.cells, self.generation = config, message.cells, message.generation
+            self.hash = hashlib.sha256(msgspec.msgpack.encode(config)).hexdigest()[:12]
+            self._probe_with(probes)
+            self.push()
+            self.control.send(Ready(message.generation))
 
-    def _probe_engines(self, config: Config) -> None:
-        """Probes the engines of this config, each URL once; those unchanged go on as they are."""
-        wanted = {engine.url: engine for model in config.models.values() for engine in model.engines}
-        for url in list(self.probes):
-            if wanted.get(url) != self.probes[url].engine:
+    def _probes_for(self, config: Config, cells: dict[str, int]) -> dict[str, Probe]:
+        """The probes for the engines of this config, each URL once; those unchanged stay, changed ones keep what is known.
+        Raises OSError for an engine's authority that cannot be loaded.
+        """
+        assert self.session is not None  # noqa: S101
+        probes = {}
+        for engine in (engine for model in config.models.values() for engine in model.engines):
+            probe = self.probes.get(engine.url)
+            if probe is None or probe.engine != engine or self.cells[engine.url] != cells[engine.url]:
+                known = probe.state if probe is not None else State(since=time.monotonic_ns() if self.config else 0)
+                own = functools.partial(self.board.outstanding, cells[engine.url])
+                probe = Probe(engine, self.session, own, self._on_probe, known)
+            probes[engine.url] = probe
+        return probes
+
+    def _probe_with(self, probes: dict[str, Probe]) -> None:
+        """Ends the probes that are no longer wanted, starts the new ones."""
+        for url, probe in self.probes.items():
+            if probes.get(url) is not probe:
                 self.probe_tasks.pop(url).cancel()
-                del self.probes[url]
-        for url, engine in wanted.items():
-            if url not in self.probes:
-                cell = self.cells[url]
-                assert self.session is not None  # noqa: S101
-                probe = Probe(engine, self.session, lambda cell=cell: self.board.outstanding(cell), self._on_probe)  # type: ignore[misc]
-                self.probes[url] = probe
+        for url, probe in probes.items():
+            if url not in self.probe_tasks:
                 self.probe_tasks[url] = self.spawn(probe.run())
+        self.probes = probes
 
     def _on_probe(self, at_once: bool) -> None:
         self.stale = True
@@ -160,9 +178,8 @@ class Agent:
             self.push()
 
     async def _drain(self) -> None:
-        ends = self.loop.time() + FAREWELL
-        while self.workers and self.loop.time() < ends:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.alone.wait(), FAREWELL)
         self.end(0)
 
     async def reload(self) -> ReloadResult:
@@ -189,6 +206,8 @@ class Agent:
 
         def on_lost() -> None:
             self.workers.pop(link, None)
+            if not self.workers:
+                self.alone.set()
 
         link = Link(msgspec.msgpack.Decoder(ToAgent).decode, on_message, on_lost)
         return link
@@ -196,10 +215,20 @@ class Agent:
     def _on_worker(self, link: Link, message: ToAgent) -> None:
         if isinstance(message, Hello):
             self.workers[link] = message.worker
+            self.alone.clear()
+            if self.counted.get(message.worker, (0, 0))[0] != message.pid:
+                self.counted[message.worker] = message.pid, 0
             if self.table is not None:
                 link.send(Push(self.table))
             return
-        self._count(self.workers.get(link, -1), message)
+        number = self.workers.get(link)
+        if number is None:
+            link.close()  # it did not say who it is
+            return
+        pid, last = self.counted[number]
+        if message.sequence > last:  # else it came twice: the link was lost before our word that it is counted
+            self.counted[number] = pid, message.sequence
+            self._count(number, message)
         link.send(Ack(message.sequence))
 
     def _count(self, worker: int, batch: Batch) -> None:
@@ -236,13 +265,12 @@ class Agent:
         for link in self.workers:
             link.send(Push(self.table))
 
-    def _instance(self, engine: "msgspec.Struct") -> Instance:
-        url: str = engine.url  # type: ignore[attr-defined]
-        state = self.probes[url].state
+    def _instance(self, engine: Engine) -> Instance:
+        state = self.probes[engine.url].state
         return Instance(
-            cell=self.cells[url],
-            name=self.probes[url].engine.name,
-            weight=self.probes[url].engine.weight,
+            cell=self.cells[engine.url],
+            name=engine.name,
+            weight=engine.weight,
             ready=state.ready,
             since=state.since,
             kv_use=round(state.load.kv_use, 3),
@@ -263,6 +291,7 @@ class Agent:
         """The gauges of this moment."""
         yield Sample(names.QUEUE_DEPTH, (), self.board.queued())
         yield Sample(names.CONNECTIONS, (), self.board.connections())
+        yield Sample(names.RECORDS, (), len(self.records))
         yield Sample(names.CONFIG_INFO, (self.hash,), 1)
         yield Sample(names.RELOAD_SUCCESS, (), float(self.reload_ok))
         ejected = {name for out in self.ejected.values() for name in out}
@@ -274,6 +303,9 @@ class Agent:
                 yield Sample(names.OUTSTANDING, (*labels, "decode"), decode)
                 yield Sample(names.INFLIGHT, labels, requests)
                 yield Sample(names.WEIGHT, labels, instance.weight)
+                ttft = self.metrics.ttft_ewma(*labels)
+                if ttft is not None:
+                    yield Sample(names.TTFT_EWMA, labels, ttft)
                 current = "ejected" if instance.name in ejected else "ready" if instance.ready else "down"
                 for state in ("ready", "ejected", "down"):
                     yield Sample(names.STATE, (*labels, state), float(state == current))
@@ -285,7 +317,9 @@ async def serve(args: argparse.Namespace) -> int:
     agent = Agent(Board.attach(args.board))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: None)  # the supervisor passes on what is meant for us
-    agent.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
+    agent.session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+    )
     agent.admin.listening = socket.socket(fileno=args.admin)
     decode = msgspec.msgpack.Decoder(ToChild).decode
     _, agent.control = await loop.create_connection(

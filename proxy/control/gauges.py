@@ -1,7 +1,6 @@
 """What an engine's /metrics says of its load, and what kind of engine speaks so. Pure."""
 
 import math
-from collections.abc import Iterable
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +16,7 @@ class Load(msgspec.Struct, frozen=True):
     kv_use: float = 0.0  # 0 to 1
 
 
+MOST_REQUESTS = 1_000_000  # what is above is nonsense, and must not go on as such
 # for each kind: names of the gauges of requests running, requests waiting, share of the KV cache in use
 _NAMES: dict[Kind, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "vllm": (
@@ -30,24 +30,36 @@ _NAMES: dict[Kind, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
 
 
 def parse(text: str) -> tuple[Kind | None, Load]:
-    """The kind of engine and its load; (None, nothing) for metrics of something else. Raises ValueError for no metrics."""
-    values: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            values[sample.name] = values.get(sample.name, 0.0) + sample.value
+    """The kind of engine and its load; (None, nothing) for metrics of something else. Raises ValueError for no metrics.
+
+    Data-parallel engines show one value a rank: requests are summed, shares of the KV cache averaged.
+    """
+    values: dict[str, list[float]] = {}
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                values.setdefault(sample.name, []).append(sample.value)
+    except (LookupError, TypeError, AttributeError) as error:  # what the parser makes of some garbage
+        raise ValueError("not metrics") from error
     for kind, (running, waiting, kv_use) in _NAMES.items():
         if any(name.startswith(f"{kind}:") for name in values):
-            use = _first(values, kv_use)
-            return kind, Load(int(_first(values, running)), int(_first(values, waiting)), min(1.0, use))
+            used = _first(values, kv_use)
+            share = min(1.0, sum(used) / len(used)) if used else 0.0
+            return kind, Load(_requests(_first(values, running)), _requests(_first(values, waiting)), share)
     return None, Load()
 
 
-def _first(values: dict[str, float], names: Iterable[str]) -> float:
+def _first(values: dict[str, list[float]], names: tuple[str, ...]) -> list[float]:
+    """The sane values of the first of these gauges that has any."""
     for name in names:
-        value = values.get(name)
-        if value is not None and math.isfinite(value) and value >= 0:
-            return value
-    return 0.0
+        sane = [value for value in values.get(name, []) if math.isfinite(value) and value >= 0]
+        if sane:
+            return sane
+    return []
+
+
+def _requests(values: list[float]) -> int:
+    return int(min(MOST_REQUESTS, sum(values)))
 
 
 class Foreign:

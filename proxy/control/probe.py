@@ -84,10 +84,14 @@ class Probe:
         session: aiohttp.ClientSession,
         own: Callable[[], tuple[int, int, int]],
         on_change: Callable[[bool], None],
+        state: State | None = None,
     ) -> None:
-        """`on_change(at_once)`: the Table should be made anew, at once if readiness changed."""
+        """`on_change(at_once)`: the Table should be made anew, at once if readiness changed. `state`: what is known already.
+        Raises OSError for an authority that cannot be loaded.
+        """
         self.engine = engine
-        self.state = State(kind=engine.kind)
+        self.state = state if state is not None else State()
+        self.state.kind = engine.kind or self.state.kind
         self._session = session
         self._own = own
         self._on_change = on_change
@@ -107,25 +111,29 @@ class Probe:
         """One probe; True if readiness changed."""
         try:
             await self._look()
-        except (aiohttp.ClientError, TimeoutError, OSError, ProbeFailed) as error:
-            return self.state.fail(str(error) or type(error).__name__, time.monotonic_ns())
-        return self.state.succeed(time.monotonic_ns())
+        except TimeoutError:
+            problem = f"no answer within {TIMEOUT:g} s"
+        except (aiohttp.ClientError, OSError, ProbeFailed) as error:
+            problem = str(error) or type(error).__name__
+        else:
+            return self.state.succeed(time.monotonic_ns())
+        self._has_health = True  # a 404 may have been that of something else in its place
+        return self.state.fail(problem, time.monotonic_ns())
 
     async def _look(self) -> None:
         state = self.state
-        asked_models = False
-        if state.kind != "openai" and self._has_health:
+        bare = self.engine.kind == "openai"  # said, not found out: it may have nothing but /v1/models
+        if not bare and self._has_health:
             status, _ = await self._get("/health")
             self._has_health = status != 404
             if self._has_health and status != 200:
                 raise ProbeFailed(f"GET /health answered {status}")
-        if not self._has_health or state.kind == "openai" or self._round % MODELS_EVERY == 0:
-            await self._look_at_models(required=not self._has_health or state.kind == "openai")
-            asked_models = True
+        required = bare or not self._has_health
+        if required or self._round % MODELS_EVERY == 0:
+            await self._look_at_models(required)
         if state.kind != "openai":
             await self._scrape()
-        if state.kind is None and asked_models:
-            state.kind = "openai"
+        state.kind = state.kind or "openai"
         self._round += 1
 
     async def _look_at_models(self, required: bool) -> None:
@@ -163,10 +171,18 @@ class Probe:
         state.load, state.scraped, state.background = load, now, round(foreign * each)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        headers = {"authorization": f"Bearer {self.engine.api_key}"} if self.engine.api_key else {}
+        """Status and body; no body instead of one that is too long."""
+        headers = {"accept-encoding": "identity"}  # vLLM would compress its metrics
+        if self.engine.api_key:
+            headers["authorization"] = f"Bearer {self.engine.api_key}"
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
         async with self._session.get(
-            self.engine.url + path, headers=headers, timeout=timeout, allow_redirects=False, ssl=self._ssl
-        ) as answer:
-            body = await answer.content.read(MAX_BODY)
-            return answer.status, body
+            self.engine.url + path, headers=headers, timeout=timeout, allow_redirects=False, ssl=self._ssl,
+            server_hostname=self.engine.tls.server_name if self.engine.tls else None,
+        ) as answer:  # fmt: skip
+            body = bytearray()
+            async for piece in answer.content.iter_any():
+                body += piece
+                if len(body) > MAX_BODY:
+                    return answer.status, b""
+            return answer.status, bytes(body)

@@ -1,5 +1,6 @@
 """What the admin API shows of an agent: plain data from what it knows."""
 
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from balancer.model import REASONS
@@ -9,6 +10,7 @@ from telemetry.record import Record, as_dict
 if TYPE_CHECKING:
     from proxy.control.agent import Agent
 
+VERSION = importlib.metadata.version("headrace")
 MS = 1e-6
 RECENT = 1000  # records that the latencies of the state are taken from
 
@@ -20,6 +22,7 @@ def state(agent: "Agent") -> dict[str, Any]:
     ttft = [(r.first_token - r.accepted) * MS for r in recent if r.first_token]
     return {
         "location": config.location if config else "",
+        "version": VERSION,
         "generation": agent.generation,
         "table_version": agent.version,
         "config_hash": agent.hash,
@@ -108,7 +111,7 @@ def detail(record: Record) -> dict[str, Any]:
     moments = ("queued", "routed", "connected", "sent", "first_byte", "first_token", "last_byte", "done")
     shown = as_dict(record)
     shown["timeline"] = {name: _since(record, getattr(record, name)) for name in moments if getattr(record, name)}
-    shown["why"] = REASONS.get(record.reason, "")
+    shown["why"] = REASONS.get(record.reason) or f"no instance was chosen: {record.error or record.outcome}"
     return shown
 
 
