@@ -83,7 +83,8 @@ def replay(trace: str, url: str, model: str | None, speed: float, limit: int | N
 
 
 @main.command(epilog="Example: headrace engine --port 9000 --profile a100")
-@click.option("--port", required=True, type=int)
+@click.option("--port", required=True, type=int, help="0: any free one, told on standard output.")
+@click.option("--admin-port", default=0, help="Where POST /admin/fail breaks and heals it; left out: any free one.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--profile", default="a100", show_default=True, type=click.Choice(PROFILES))
 @click.option("--model", default="demo", show_default=True, help="The model's name.")
@@ -92,11 +93,11 @@ def replay(trace: str, url: str, model: str | None, speed: float, limit: int | N
     default=None,
     help="Start broken: refuse, reset-before, reset-after:N, stall-before, stall-after:N, error:STATUS, slow:FACTORx, garbage.",
 )
-def engine(port: int, host: str, profile: str, model: str, fail: str | None) -> None:
+def engine(port: int, admin_port: int, host: str, profile: str, model: str, fail: str | None) -> None:
     """One simulated engine with the OpenAI API and vLLM's metrics."""
     from fixtures.engine.server import run as run_engine
 
-    sys.exit(run_engine(host, port, profile=profile, model=model, fail=fail))
+    sys.exit(run_engine(host, port, profile=profile, model=model, fail=fail, admin_port=admin_port))
 
 
 @main.command(epilog="Example: headrace status http://127.0.0.1:8081")
