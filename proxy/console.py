@@ -17,6 +17,7 @@ from rich.text import Text
 
 TIMEOUT = 5.0
 EVERY = 1.0  # s between two looks of the live table
+NOT_ADMIN = "no answer of an admin API; is this the address of `admin` in the config?"
 WIDTH = 40  # characters of the waterfall
 
 
@@ -40,7 +41,7 @@ def fetch(url: str, path: str) -> dict[str, Any]:
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise Unreachable(f"{url}: {_reason(error)}") from None
     if not isinstance(found, dict):
-        raise Unreachable(f"{url}: no answer of an admin API; is this the address of `admin` in the config?")
+        raise Unreachable(f"{url}: {NOT_ADMIN}")
     return found
 
 
@@ -52,8 +53,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return "no answer of an admin API; is this the address of `admin` in the config?"
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        return NOT_ADMIN
     return str(getattr(error, "reason", error))
 
 
