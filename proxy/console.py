@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -18,6 +19,7 @@ from rich.text import Text
 TIMEOUT = 5.0
 EVERY = 1.0  # s between two looks of the live table
 NOT_ADMIN = "no answer of an admin API; is this the address of `admin` in the config?"
+WORDS = ("instance", "state", "outcome", "moment", "bar")  # columns of text
 WIDTH = 40  # characters of the waterfall
 
 
@@ -109,16 +111,24 @@ def state_view(found: Any) -> Group:
         f"{w['worker']} (pid {w['pid']}, {w['restarts']} restarts{'' if w['connected'] else ', not connected'})"
         for w in found["workers"]
     ), style="dim")  # fmt: skip
-    return Group(head, workers, *(_model_table(name, rows) for name, rows in found["models"].items()))
+    problems = {i["name"]: i["problem"] for rows in found["models"].values() for i in rows if i["problem"]}
+    return Group(
+        head, workers, *(_model_table(name, rows) for name, rows in found["models"].items()),
+        *(Text(f"{name}: {problem}", style="yellow") for name, problem in problems.items()),
+    )  # fmt: skip
+
+
+def _table(title: Text, *columns: str) -> Table:
+    """A table that fits 80 columns: figures to the right, instances never cut."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column in WORDS else "right", no_wrap=column == "instance")
+    return table
 
 
 def _model_table(name: str, instances: list[Any]) -> Table:
-    table = Table(title=Text(name), title_justify="left")
-    table.add_column("instance")
-    table.add_column("state")
-    for column in ("weight", "in flight", "prefill", "decode", "share", "KV", "engine's queue"):
-        table.add_column(column, justify="right")
-    table.add_column("note")
+    columns = ("instance", "state", "weight", "in\nflight", "prefill", "decode", "share", "KV", "queue")
+    table = _table(Text(name), *columns)
     work = sum(i["outstanding"]["prefill"] + i["outstanding"]["decode"] for i in instances)
     for i in instances:
         state = "[red]down" if not i["ready"] else "[yellow]ejected" if i["ejected_by"] else "[green]ready"
@@ -126,7 +136,7 @@ def _model_table(name: str, instances: list[Any]) -> Table:
         share = (out["prefill"] + out["decode"]) / work if work else 0.0
         table.add_row(
             Text(i["name"]), state, f"{i['weight']:.2f}", str(out["requests"]), str(out["prefill"]), str(out["decode"]),
-            f"{share:.0%}", f"{i['kv_use']:.0%}", str(i["waiting"]), Text(i["problem"]),
+            f"{share:.0%}", f"{i['kv_use']:.0%}", str(i["waiting"]),
         )  # fmt: skip
     return table
 
@@ -170,9 +180,8 @@ def explanation(found: Any) -> Group:
 
 
 def _candidates(candidates: list[Any], chosen: str) -> Table:
-    table = Table(title="candidates of the last decision (outstanding tokens)", title_justify="left")
-    for column in ("instance", "score, s", "prefill", "decode", "background", "phantom", "KV", "weight"):
-        table.add_column(column, justify="left" if column == "instance" else "right")
+    title = Text("candidates of the last decision (outstanding tokens)")
+    table = _table(title, "instance", "score, s", "prefill", "decode", "background", "phantom", "KV", "weight")
     for c in candidates:
         style = "bold" if c["instance"] == chosen else ""
         table.add_row(
@@ -183,9 +192,7 @@ def _candidates(candidates: list[Any], chosen: str) -> Table:
 
 
 def _attempts(found: Any) -> Table:
-    table = Table(title="attempts", title_justify="left")
-    for column in ("", "instance", "outcome", "status", "from, ms", "to, ms", "connecting, ms"):
-        table.add_column(column, justify="left" if column in ("instance", "outcome") else "right")
+    table = _table(Text("attempts"), "", "instance", "outcome", "status", "from, ms", "to, ms", "connecting, ms")
     for number, attempt in enumerate(found["attempts"], 1):
         begin, end = ((attempt[key] - found["accepted"]) / 1e6 for key in ("start", "end"))
         colour = "green" if attempt["outcome"] == "ok" else "red"
@@ -197,7 +204,8 @@ def _attempts(found: Any) -> Table:
 
 
 def _waterfall(timeline: dict[str, float]) -> Table:
-    table = Table(title="timeline, ms since the request's head", title_justify="left", show_header=False)
+    table = _table(Text("timeline, ms since the request's head"), "moment", "ms", "bar")
+    table.show_header = False
     whole = max([*timeline.values(), 1e-9])
     before = 0.0
     for name, moment in sorted(timeline.items(), key=lambda item: item[1]):
