@@ -129,6 +129,7 @@ def _table(title: Text, *columns: str) -> Table:
 def _model_table(name: str, instances: list[Any]) -> Table:
     columns = ("instance", "state", "weight", "in\nflight", "prefill", "decode", "share", "KV", "queue")
     table = _table(Text(name), *columns)
+    table.padding = (0, 0, 0, 0)
     work = sum(i["outstanding"]["prefill"] + i["outstanding"]["decode"] for i in instances)
     for i in instances:
         state = "[red]down" if not i["ready"] else "[yellow]ejected" if i["ejected_by"] else "[green]ready"

@@ -130,9 +130,9 @@ def test_states_of_an_instance(changes: dict[str, object], state: str) -> None:
 def test_eighty_columns() -> None:
     """An ordinary terminal is wide enough: instances and figures are whole."""
     out = io.StringIO()
-    far = {**INSTANCE, "name": "100.100.100.100:18000"}
+    far = {**INSTANCE, "name": "100.100.100.100:18000", "ejected_by": [0]}
     Console(file=out, width=80).print(console.state_view({**STATE, "models": {"m": [far]}}))
-    assert "100.100.100.100:18000  ready" in out.getvalue()
+    assert "100.100.100.100:18000 ejected" in out.getvalue()
     assert "…" not in out.getvalue()
 
 
