@@ -17,7 +17,7 @@ from proxy.control.messages import ToSupervisor
 log = logging.getLogger("headrace.supervisor")
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0  # s before a restart
 GROWN_UP = 30.0  # s of life after which a death is no longer one of a series
-POLL = 0.05  # s between two looks whether it lives
+PYTHON_FLAGS = ("-P",)  # what lies in the folder that we were started in is none of our modules
 
 
 class Backoff:
@@ -67,43 +67,62 @@ class Child:
         loop = asyncio.get_running_loop()
         while self.wanted:
             started = loop.time()
-            await self._spawn()
-            code = await self._watch()
-            self._on_death(self)
+            try:
+                await self._spawn()
+            except OSError as error:  # no memory, no descriptor, no more processes: that may pass
+                end = f"could not start: {error}"
+            else:
+                end = f"(pid {self.pid}) ended with {describe(await self._watch())}"
+                self._on_death(self)
             if not self.wanted:
                 break
             wait = backoff.after(loop.time() - started)
-            log.warning(
-                "%s (pid %d) ended with %s; it starts again in %.1f s", self.name, self.pid, describe(code), wait
-            )
+            log.warning("%s %s; it starts again in %.1f s", self.name, end, wait)
             await asyncio.sleep(wait)
             self.restarts += 1
         self.dead.set()
 
     async def _spawn(self) -> None:
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        arguments, inherited = self._command(theirs.fileno(), self.life)
-        self.life += 1
-        self.ready = 0
-        self.process = subprocess.Popen(  # noqa: S603
-            [sys.executable, *arguments], pass_fds=[theirs.fileno(), *inherited], stdin=subprocess.DEVNULL
-        )
-        theirs.close()
+        ours = self._start_process()
         decode = msgspec.msgpack.Decoder(ToSupervisor).decode
-        _, self.link = await loop.create_connection(
+        _, self.link = await asyncio.get_running_loop().create_connection(
             lambda: Link(decode, lambda message: self._on_message(self, message), lambda: None), sock=ours
         )
         self._on_start(self)
 
+    def _start_process(self) -> socket.socket:
+        """Starts the process; our end of its control socket. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        arguments, inherited = self._command(theirs.fileno(), self.life)
+        try:
+            self.process = subprocess.Popen(  # noqa: S603
+                [sys.executable, *PYTHON_FLAGS, *arguments],
+                pass_fds=[theirs.fileno(), *inherited],
+                stdin=subprocess.DEVNULL,
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.life += 1
+        self.ready = 0
+        return ours
+
     async def _watch(self) -> int:
-        process = self.process
+        """Waits for the end of the process; its exit code."""
+        process, loop, over = self.process, asyncio.get_running_loop(), asyncio.Event()
         assert process is not None  # noqa: S101
-        while (code := process.poll()) is None:
-            await asyncio.sleep(POLL)
+        watched = os.pidfd_open(process.pid)
+        loop.add_reader(watched, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(watched)
+            os.close(watched)
         if self.link is not None:
             self.link.close()
-        return code
+        return process.wait()
 
     def send(self, message: object) -> None:
         """Tells it something, if it is there."""

@@ -14,13 +14,18 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def frame(message: object) -> bytes:
-    """A message as it goes over the wire."""
+    """A message as it goes over the wire; ValueError if it is longer than a peer would take."""
     body = _encode(message)
+    if len(body) > MAX_FRAME:
+        raise ValueError(f"{type(message).__name__}: {len(body)} bytes, at most {MAX_FRAME}")
     return _LENGTH.pack(len(body)) + body
 
 
 class Link(asyncio.Protocol):
-    """One end. `decode` turns a frame's body into a message, `on_message` hears of each, `on_lost` of the end."""
+    """One end. `decode` turns a frame's body into a message, `on_message` hears of each, `on_lost` of the end.
+
+    A frame that is too long or does not decode ends the link: after it nothing can be trusted.
+    """
 
     transport: asyncio.Transport
 
@@ -73,3 +78,8 @@ class Link(asyncio.Protocol):
         """Ends the link after what was sent."""
         if self.open:
             self.transport.close()
+
+    def abort(self) -> None:
+        """Ends the link at once."""
+        if self.open:
+            self.transport.abort()

@@ -12,16 +12,13 @@ import asyncio
 import logging
 import os
 import resource
-import shutil
 import signal
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Coroutine
 
 from balancer.board import Board
-from proxy.config import Address, Config, ConfigError, changed_needing_restart, load
+from proxy.config import Config, ConfigError, changed_needing_restart, load
 from proxy.control.children import Child
 from proxy.control.messages import (
     Configure,
@@ -36,53 +33,30 @@ from proxy.control.messages import (
     ToSupervisor,
 )
 from proxy.control.sites import assign_cells, engine_urls
+from proxy.control.sockets import Sockets
 
 log = logging.getLogger("headrace.supervisor")
-BACKLOG = 4096
 Command = Callable[[int, int], tuple[list[str], list[int]]]
 LEAST_CELLS = 1024
+WATCH = 1.0  # s between two looks at the heartbeats
 STUCK_NS = 10_000_000_000  # a heartbeat that old belongs to a stuck worker
+ASLEEP = 3.0  # s between two looks after which we were stopped ourselves, and the workers perhaps with us
 RELOAD_TIMEOUT = 10.0  # s for all workers to put a config in force
 AGENT_FAREWELL = 8.0  # s for the agent to take the last records
-
-
-def listening_socket(address: Address, shared: bool) -> socket.socket:
-    """A bound, listening TCP socket; raises OSError. `shared`: several may be bound to the same port."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        made.bind((address.host, address.port))
-        made.listen(BACKLOG)
-    except OSError:
-        made.close()
-        raise
-    return made
 
 
 class Supervisor:
     """One location's processes."""
 
     def __init__(self, path: str, config: Config) -> None:
+        """Raises OSError for an address that cannot be had."""
         self.path, self.config = path, config
+        self.sockets = Sockets(config)
         self.generation = 1
         self.secret = os.urandom(32)
         urls = engine_urls(config)
         self.board = Board.create(config.workers, max(LEAST_CELLS, 2 * len(urls)))
         self.cells = assign_cells(urls, {}, set(), self.board.cells)
-        self.folder = tempfile.mkdtemp(prefix="headrace-")
-        self.agent_path = os.path.join(self.folder, "agent.sock")
-        self.sockets = [
-            _first_unshared(config.listen),
-            *(listening_socket(config.listen, True) for _ in range(config.workers - 1)),
-        ]
-        self.admin_socket = listening_socket(config.admin.listen, False)
-        self.agent_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.agent_socket.bind(self.agent_path)
-        os.chmod(self.agent_path, 0o600)
-        self.agent_socket.listen(config.workers * 2 + 8)
         self.workers = [
             Child(f"worker {n}", self._worker_command(n), self.on_message, self.on_start, self.on_death)
             for n in range(config.workers)
@@ -93,7 +67,7 @@ class Supervisor:
         self.reloading = asyncio.Lock()
         self.failures: list[str] = []
         self.changed = asyncio.Event()
-        self.ended = asyncio.Event()
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.tasks: set[asyncio.Task[object]] = set()
 
     # children
@@ -101,21 +75,27 @@ class Supervisor:
     def _worker_command(self, number: int) -> Command:
         def command(control: int, life: int) -> tuple[list[str], list[int]]:
             row = self.board.row_of(number, life)
-            listening = self.sockets[number].fileno()
+            listening = self.sockets.clients[number].fileno()
             arguments = {"worker": number, "control": control, "listen": listening, "board": self.board.fd, "row": row}
             flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-            return ["-m", "proxy.control.worker", *flags, "--agent", self.agent_path], [listening, self.board.fd]
+            return ["-m", "proxy.control.worker", *flags, "--agent", self.sockets.agent_path], [
+                listening,
+                self.board.fd,
+            ]
 
         return command
 
     def _agent_command(self, control: int, life: int) -> tuple[list[str], list[int]]:
-        given = {"workers": self.agent_socket.fileno(), "admin": self.admin_socket.fileno(), "board": self.board.fd}
+        sockets = self.sockets
+        given = {"workers": sockets.agent.fileno(), "admin": sockets.admin.fileno(), "board": self.board.fd}
         flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
         return ["-m", "proxy.control.agent", "--control", str(control), *flags], list(given.values())
 
     def on_start(self, child: Child) -> None:
         """A process has begun: it gets the config, the agent hears of it."""
         child.send(Configure(self.config, self.cells, self.generation, self.secret))
+        if not child.wanted:  # the drain began while it was being spawned
+            child.send(Drain())
         self._tell_agent()
 
     def on_death(self, child: Child) -> None:
@@ -133,6 +113,8 @@ class Supervisor:
         elif isinstance(message, Failed):
             self.failures.append(f"{child.name}: {message.problem}")
             log.error("%s: %s", child.name, message.problem)
+            if not self.announced:  # it would have to be ready for the first time: there is no old config to go on with
+                self.end_at_once(1)
         elif isinstance(message, ReloadRequest):
             self.spawn(self.reload())
         elif isinstance(message, DrainRequest):
@@ -159,10 +141,20 @@ class Supervisor:
         )  # fmt: skip
 
     def spawn(self, work: Coroutine[object, object, object]) -> None:
-        """Runs something in the background."""
+        """Runs a part in the background; its crash is logged and ends the location."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._part_ended)
+
+    def _part_ended(self, task: asyncio.Task[object]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a part of the supervisor crashed", exc_info=error)
+            self.end_at_once(1)
+
+    def _end(self, code: int) -> None:
+        if not self.ended.done():
+            self.ended.set_result(code)
 
     # reload
 
@@ -178,6 +170,8 @@ class Supervisor:
             return problems
 
     async def _reload(self) -> list[str]:
+        if self.draining:
+            return ["the location is draining"]
         try:
             config = load(self.path)
             fixed = changed_needing_restart(self.config, config)
@@ -232,7 +226,7 @@ class Supervisor:
         self.agent.wanted = False
         self.agent.send(Drain())
         await self._wait_for([self.agent], AGENT_FAREWELL)
-        self.ended.set()
+        self._end(0)
 
     async def _wait_for(self, children: list[Child], seconds: float) -> None:
         waits = [asyncio.ensure_future(child.dead.wait()) for child in children]
@@ -244,18 +238,22 @@ class Supervisor:
         for wait in late:
             wait.cancel()
 
-    def end_at_once(self) -> None:
+    def end_at_once(self, code: int) -> None:
         """No more waiting."""
         for child in (*self.workers, self.agent):
             child.wanted = False
             child.kill()
-        self.ended.set()
+        self._end(code)
 
     async def watch_heartbeats(self) -> None:
         """Ends workers that are stuck."""
+        last = time.monotonic()
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(WATCH)
             now = time.monotonic_ns()
+            slept, last = now / 1e9 - last, now / 1e9
+            if slept > ASLEEP:
+                continue
             for number, child in enumerate(self.workers):
                 row = self.board.row_of(number, child.life - 1) if child.life else 0
                 if child.ready and self.board.pid(row) == child.pid and now - self.board.heartbeat(row) > STUCK_NS:
@@ -271,32 +269,25 @@ class Supervisor:
         for child in (*self.workers, self.agent):
             self.spawn(child.keep())
         self.spawn(self.watch_heartbeats())
-        await self.ended.wait()
-        return 0
+        return await self.ended
 
     def on_end_signal(self) -> None:
         """The first one drains, the second ends."""
         if self.draining:
-            self.end_at_once()
+            log.warning("ending at once, without the rest of the drain")
+            self.end_at_once(1)
         else:
             self.spawn(self.drain())
 
     def close(self) -> None:
         """Gives back what it owns."""
-        for made in (*self.sockets, self.admin_socket, self.agent_socket):
-            made.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.sockets.close()
         self.board.close()
-
-
-def _first_unshared(address: Address) -> socket.socket:
-    """The first socket of the port. Bound once without SO_REUSEPORT, so that another program's port is not joined."""
-    listening_socket(address, False).close()
-    return listening_socket(address, True)
+        os.close(self.board.fd)
 
 
 def run(path: str) -> int:
-    """`headrace run`: 0 after a drain, 1 if it could not start, 2 for a config with problems."""
+    """`headrace run`: 0 after a drain, 1 if it could not start or was made to end at once, 2 for a config with problems."""
     logging.basicConfig(level=logging.INFO, format="headrace: %(message)s", stream=sys.stderr)
     try:
         config = load(path)
