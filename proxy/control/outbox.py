@@ -1,6 +1,7 @@
 """What a worker has for the agent: batches, kept until the agent says that it has counted them.
 
-Bounded: when more than `LIMIT` records wait, the oldest batches are dropped and counted. Pure.
+Bounded: when more than `LIMIT` records or batches wait, the oldest batches are dropped and their records counted; what
+they counted goes on with the next. Pure.
 """
 
 from collections import deque
@@ -21,7 +22,7 @@ class Outbox:
         self._sequence = 0
         self._waiting: deque[Batch] = deque()
         self._records = 0
-        self._lost = 0  # dropped since the last batch
+        self.lost = 0  # records dropped, to be counted by the next batch
 
     def __len__(self) -> int:
         """Records that no agent has counted yet."""
@@ -30,14 +31,14 @@ class Outbox:
     def add(self, records: list[Record], counters: Mapping[str, int], lag: list[float], ejected: list[str]) -> Batch:
         """A new batch; it waits for its acknowledgement."""
         counted = dict(counters)
-        if self._lost:
-            counted[DROPPED] = counted.get(DROPPED, 0) + self._lost
-            self._lost = 0
+        if self.lost:
+            counted[DROPPED] = counted.get(DROPPED, 0) + self.lost
+            self.lost = 0
         self._sequence += 1
         batch = Batch(self._sequence, records, counted, lag, ejected)
         self._waiting.append(batch)
         self._records += len(records)
-        while self._records > self._limit and len(self._waiting) > 1:
+        while (self._records > self._limit or len(self._waiting) > self._limit) and len(self._waiting) > 1:
             self._drop(self._waiting.popleft())
         return batch
 
@@ -53,7 +54,7 @@ class Outbox:
     def _drop(self, batch: Batch) -> None:
         """Drops a batch's records; its counters go on with the next batch."""
         self._records -= len(batch.records)
-        self._lost += len(batch.records)
+        self.lost += len(batch.records)
         heir = self._waiting[0]
         for key, n in batch.counters.items():
             heir.counters[key] = heir.counters.get(key, 0) + n

@@ -4,6 +4,8 @@ import ssl
 import time
 import urllib.parse
 
+import msgspec
+
 from balancer.model import Fleet, Instance, Table
 from proxy.config import Config, Engine, EngineTls, ServerTls
 from proxy.net.site import Site, Upstream
@@ -89,19 +91,9 @@ def table(config: Config, cells: dict[str, int], last: Table | None = None) -> T
             cell = cells[engine.url]
             before = known.get(cell)
             if before is not None and before.name == engine.name:
-                instances.append(
-                    Instance(
-                        cell,
-                        engine.name,
-                        engine.weight,
-                        before.ready,
-                        before.since,
-                        before.kv_use,
-                        before.background,
-                        before.scraped,
-                    )
-                )
+                instances.append(msgspec.structs.replace(before, weight=engine.weight))
             else:
                 instances.append(Instance(cell, engine.name, engine.weight))
-        models[name] = Fleet(tuple(instances))
+        fleet = last.models.get(name) if last is not None else None
+        models[name] = Fleet(tuple(instances), fleet.reference) if fleet is not None else Fleet(tuple(instances))
     return Table(last.version if last is not None else 0, models)
