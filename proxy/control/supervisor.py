@@ -40,8 +40,9 @@ Command = Callable[[int, int], tuple[list[str], list[int]]]
 LEAST_CELLS = 1024
 WATCH = 1.0  # s between two looks at the heartbeats
 STUCK_NS = 10_000_000_000  # a heartbeat that old belongs to a stuck worker
-ASLEEP = 3.0  # s between two looks after which we were stopped ourselves, and the workers perhaps with us
+ASLEEP_NS = 3_000_000_000  # between two looks: so late only if we were stopped, and the workers perhaps with us
 RELOAD_TIMEOUT = 10.0  # s for all workers to put a config in force
+GRACE = 5.0  # s beyond drain_timeout for a worker to end
 AGENT_FAREWELL = 8.0  # s for the agent to take the last records
 
 
@@ -64,6 +65,7 @@ class Supervisor:
         self.agent = Child("agent", self._agent_command, self.on_message, self.on_start, self.on_death)
         self.draining = False
         self.announced = False
+        self.looked = 0  # when the heartbeats were last looked at, monotonic ns
         self.reloading = asyncio.Lock()
         self.failures: list[str] = []
         self.changed = asyncio.Event()
@@ -222,7 +224,7 @@ class Supervisor:
             child.wanted = False
             child.send(Drain())
         self._tell_agent()
-        await self._wait_for(self.workers, self.config.drain_timeout + 5.0)
+        await self._wait_for(self.workers, self.config.drain_timeout + GRACE)
         self.agent.wanted = False
         self.agent.send(Drain())
         await self._wait_for([self.agent], AGENT_FAREWELL)
@@ -245,20 +247,22 @@ class Supervisor:
             child.kill()
         self._end(code)
 
+    def end_stuck(self, now: int) -> None:
+        """Ends workers whose heartbeat is too old, unless we have been stopped ourselves: then they get time to beat."""
+        slept, self.looked = now - self.looked, now
+        if slept > ASLEEP_NS:
+            return
+        for number, child in enumerate(self.workers):
+            row = self.board.row_of(number, child.life - 1) if child.life else 0
+            if child.ready and self.board.pid(row) == child.pid and now - self.board.heartbeat(row) > STUCK_NS:
+                log.error("%s (pid %d) is stuck: its heartbeat is older than 10 s", child.name, child.pid)
+                child.kill()
+
     async def watch_heartbeats(self) -> None:
-        """Ends workers that are stuck."""
-        last = time.monotonic()
+        """Looks for stuck workers now and then."""
         while True:
+            self.end_stuck(time.monotonic_ns())
             await asyncio.sleep(WATCH)
-            now = time.monotonic_ns()
-            slept, last = now / 1e9 - last, now / 1e9
-            if slept > ASLEEP:
-                continue
-            for number, child in enumerate(self.workers):
-                row = self.board.row_of(number, child.life - 1) if child.life else 0
-                if child.ready and self.board.pid(row) == child.pid and now - self.board.heartbeat(row) > STUCK_NS:
-                    log.error("%s (pid %d) is stuck: its heartbeat is older than 10 s", child.name, child.pid)
-                    child.kill()
 
     async def run(self) -> int:
         """Until drained; the exit code."""
@@ -299,7 +303,7 @@ def run(path: str) -> int:
     try:
         return asyncio.run(_supervise(path, config))
     except OSError as error:
-        sys.stderr.write(f"headrace: cannot listen: {error}\n")
+        sys.stderr.write(f"headrace: cannot listen: {error.strerror or error}\n")
         return 1
 
 
