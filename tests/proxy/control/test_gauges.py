@@ -1,11 +1,15 @@
 """Load gauges of engines: what vLLM, SGLang and llama.cpp say, and what garbage says."""
 
 import math
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
+from proxy.control import gauges
 from proxy.control.gauges import MOST_REQUESTS, Foreign, Load, parse
 
 SECOND = 1_000_000_000
@@ -53,6 +57,26 @@ llamacpp:kv_cache_usage_ratio 0.5
 def test_kinds(text: str, kind: str | None, load: Load) -> None:
     """The prefix tells the kind, its gauges the load; what is absent is 0."""
     assert (kind, load) == parse(text)
+
+
+def test_only_the_gauges_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an engine's hundreds of lines the slow parser gets those three that are looked at."""
+    given_texts: list[str] = []
+
+    def parsed(text: str) -> Iterable[Metric]:
+        given_texts.append(text)
+        return text_string_to_metric_families(text)
+
+    monkeypatch.setattr(gauges, "text_string_to_metric_families", parsed)
+    histogram = "".join(f'vllm:e2e_bucket{{le="{n}"}} {n}\n' for n in range(500))
+    assert ("vllm", Load(8, 3, 0.42)) == parse(histogram + VLLM + histogram)
+    assert [3] == [len(text.splitlines()) for text in given_texts]
+
+
+def test_names_that_only_begin_alike() -> None:
+    """A metric whose name goes on is another one."""
+    more = 'vllm:num_requests_waiting_by_reason{reason="capacity"} 50\n'
+    assert ("vllm", Load(8, 3, 0.42)) == parse(more + VLLM)
 
 
 def test_data_parallel_ranks() -> None:
