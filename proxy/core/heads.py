@@ -50,7 +50,10 @@ def to_engine(head: Head, target: Target, location: str, context: bytes, length:
     else:
         authorization = b""
     host = f"[{target.host}]" if ":" in target.host else target.host
-    return b"%b %b%b HTTP/1.1\r\nhost: %b:%d\r\n%b%b%bx-forwarded-host: %b\r\nvia: 1.1 headrace-%b\r\ncontent-length: %d\r\n\r\n" % (
+    return (
+        b"%b %b%b HTTP/1.1\r\nhost: %b:%d\r\n%b%b%bx-forwarded-host: %b\r\n"
+        b"via: 1.1 headrace-%b\r\ncontent-length: %d\r\n\r\n"
+    ) % (
         head.method, target.prefix.encode(), head.path, host.encode(), target.port, head.passed, authorization, context,
         head.host, location.encode(), length,
     )  # fmt: skip

@@ -32,7 +32,8 @@ class Exchange:
 
     __slots__ = (
         "accepted", "add_usage", "ask", "attempt_start", "attempts", "body", "bytes_out", "client", "connect_ns", "connected",
-        "connection", "decision", "ended_at", "error", "fields", "first_byte", "first_token", "head", "lease", "outcome", "plane", "queue_depth",
+        "connection", "decision", "ended_at", "error", "fields", "first_byte", "first_token", "head", "lease", "outcome",
+        "plane", "queue_depth",
         "queued", "relay", "reported", "request_id", "routed", "sent", "since", "span_id", "state", "status", "task", "trace",
         "tried", "upstream", "usage", "waiter",
     )  # fmt: skip

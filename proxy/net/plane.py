@@ -8,8 +8,6 @@ import ssl
 from collections.abc import Callable
 from typing import NamedTuple
 
-from telemetry.context import clean_tracestate, parse_traceparent
-
 from balancer.model import Decision, Outcome
 from balancer.router import Router
 from proxy.core.deadline import Deadlines
@@ -20,6 +18,7 @@ from proxy.net.client import Client
 from proxy.net.engine import EngineConnection, Pool
 from proxy.net.exchange import Exchange
 from proxy.net.site import Site, Upstream
+from telemetry.context import clean_tracestate, parse_traceparent
 from telemetry.record import Record
 
 KNOWN_TENANTS = 4096
@@ -158,7 +157,7 @@ class Plane:
 
     def trace_of(self, head: Head | None) -> Trace:
         """The caller's trace if it sent a valid one, else a new one; always a span of our own."""
-        drawn = "%048x" % self._random.getrandbits(192)
+        drawn = f"{self._random.getrandbits(192):048x}"
         if head is not None and head.traceparent:
             parent = parse_traceparent(head.traceparent)
             if parent is not None:

@@ -49,8 +49,15 @@ def of_exchange(exchange: "Exchange") -> Record:
         ask.priority, 0, ask.prompt_bytes, ask.max_tokens,
         decision.prompt_tokens if decision else 0, usage.prompt if usage else 0,
         decision.output_tokens if decision else 0, usage.output if usage else counted, usage.cached if usage else 0,
-        exchange.accepted + offset if exchange.accepted else 0, exchange.queued + offset if exchange.queued else 0, exchange.routed + offset if exchange.routed else 0, exchange.connected + offset if exchange.connected else 0,
-        exchange.sent + offset if exchange.sent else 0, exchange.first_byte + offset if exchange.first_byte else 0, exchange.first_token + offset if exchange.first_token else 0, last + offset if last else 0, exchange.ended_at + offset,
+        exchange.accepted + offset,
+        exchange.queued + offset if exchange.queued else 0,
+        exchange.routed + offset if exchange.routed else 0,
+        exchange.connected + offset if exchange.connected else 0,
+        exchange.sent + offset if exchange.sent else 0,
+        exchange.first_byte + offset if exchange.first_byte else 0,
+        exchange.first_token + offset if exchange.first_token else 0,
+        last + offset if last else 0,
+        exchange.ended_at + offset,
         exchange.attempts, decision.candidates if decision else (), decision.reason if decision else "",
         decision.version if decision else 0, "", "", exchange.outcome, exchange.status,
         exchange.error.code if exchange.error else "", head.size + len(exchange.body),
@@ -59,7 +66,7 @@ def of_exchange(exchange: "Exchange") -> Record:
     )  # fmt: skip
 
 
-def of_refusal(
+def of_refusal(  # noqa: PLR0913  each is a field of the record
     plane: "Plane",
     head: Head | None,
     tenant: str,

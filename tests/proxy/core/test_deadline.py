@@ -8,7 +8,15 @@ from proxy.core.settings import Limits
 
 
 @pytest.mark.parametrize(
-    ("state", "seconds"), [(State.CONNECTING, 5), (State.SENT, 300), (State.RELAYING, 7), (State.ROUTING, None), (State.WAITING, None), (State.ENDED, None)]
+    ("state", "seconds"),
+    [
+        (State.CONNECTING, 5),
+        (State.SENT, 300),
+        (State.RELAYING, 7),
+        (State.ROUTING, None),
+        (State.WAITING, None),
+        (State.ENDED, None),
+    ],
 )
 def test_stalled(state: State, seconds: int | None) -> None:
     """Exactly the limit is still in time."""

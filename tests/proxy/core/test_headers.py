@@ -1,5 +1,7 @@
 """Only heads that every parser reads alike are accepted, and what is read from them is right."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,10 +64,8 @@ def test_nothing_else_escapes(data: bytes) -> None:
     """Whatever comes, it is accepted or a ParseReject."""
     rule_of(data + b"\r\n\r\n")
     rule_of(LINE + data + b"\r\n\r\n")
-    try:
+    with contextlib.suppress(ParseReject):
         headers.accept_partial(data or b"A")
-    except ParseReject:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,9 @@ def test_accept_partial(data: bytes, rule: str | None) -> None:
     assert rule == found
 
 
-def read(*fields: tuple[bytes, bytes], method: bytes = b"POST", target: bytes = b"/v1/x", minor: int = 1) -> headers.Head:
+def read(
+    *fields: tuple[bytes, bytes], method: bytes = b"POST", target: bytes = b"/v1/x", minor: int = 1
+) -> headers.Head:
     return headers.read(method, target, minor, list(fields), 99)
 
 
@@ -176,7 +178,9 @@ def test_keep_alive(minor: int, connection: bytes | None, expected: bool) -> Non
 
 def test_identity() -> None:
     """Request ids are taken if sane; a second traceparent voids the first."""
-    head = read(HOST, (b"X-Request-Id", b"abc-1"), (b"traceparent", b"x"), (b"tracestate", b"a=1"), (b"tracestate", b"b=2"))
+    head = read(
+        HOST, (b"X-Request-Id", b"abc-1"), (b"traceparent", b"x"), (b"tracestate", b"a=1"), (b"tracestate", b"b=2")
+    )
     assert (b"abc-1", b"x", b"a=1,b=2") == (head.request_id, head.traceparent, head.tracestate)
     head = read(HOST, (b"X-Request-Id", b"a b"), (b"traceparent", b"x"), (b"traceparent", b"y"))
     assert (b"", b"") == (head.request_id, head.traceparent)

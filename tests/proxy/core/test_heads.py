@@ -43,7 +43,9 @@ def test_ipv6_host() -> None:
         (200, [], 0, True, heads.Framing.CLOSE),
     ],
 )
-def test_framing(status: int, fields: list[tuple[bytes, bytes]], minor: int, events: bool, expected: heads.Framing) -> None:
+def test_framing(
+    status: int, fields: list[tuple[bytes, bytes]], minor: int, events: bool, expected: heads.Framing
+) -> None:
     """Answers are framed anew for the client's version."""
     assert expected is heads.framing(status, fields, minor, events)
 

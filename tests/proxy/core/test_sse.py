@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from proxy.core.sse import HOLD, EventStream, usage_in_body
 
 CHUNK = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":" h\xc3\xa9llo"}}]}'
-USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":2}}}'
+USAGE = (
+    b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,'
+    b'"prompt_tokens_details":{"cached_tokens":2}}}'
+)
 NULL_USAGE = b'data: {"id":"c","choices":[{"delta":{}}],"usage":null}'
 DONE = b"data: [DONE]"
 
@@ -28,7 +31,15 @@ def through(pieces: list[bytes], hide: bool) -> tuple[bytes, EventStream]:
 @pytest.mark.parametrize("hide", [False, True])
 def test_every_cut_gives_the_same_bytes(end: bytes, hide: bool) -> None:
     """Split in two at every byte: the same bytes, events and usage."""
-    whole = stream(CHUNK, NULL_USAGE, b": ping", b"event: x" + end[: len(end) // 2] + b"data: a" + end[: len(end) // 2] + b"data: b", USAGE, DONE, end=end)
+    whole = stream(
+        CHUNK,
+        NULL_USAGE,
+        b": ping",
+        b"event: x" + end[: len(end) // 2] + b"data: a" + end[: len(end) // 2] + b"data: b",
+        USAGE,
+        DONE,
+        end=end,
+    )
     expected = whole.replace(USAGE + end, b"") if hide else whole
     for at in range(len(whole) + 1):
         out, events = through([whole[:at], whole[at:]], hide)
@@ -91,7 +102,10 @@ def test_usage_with_choices_stays() -> None:
 
 def test_responses_usage() -> None:
     """The Responses API nests usage and names it otherwise."""
-    event = b'event: response.completed\ndata: {"type":"response.completed","response":{"usage":{"input_tokens":5,"output_tokens":6}}}'
+    event = (
+        b'event: response.completed\ndata: {"type":"response.completed",'
+        b'"response":{"usage":{"input_tokens":5,"output_tokens":6}}}'
+    )
     _, events = through([stream(event)], True)
     assert events.usage is not None
     assert (5, 6) == (events.usage.prompt, events.usage.output)
