@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,6 +14,8 @@ from telemetry.metrics import MOST_VALUES, OTHER, Bounded, Metrics, Sample, perc
 from telemetry.record import Record
 from tests.support.records import MS, START, attempt, record, refusal
 
+ROOT = Path(__file__).parents[2]
+KEY = re.compile(r'"(headrace_[a-z_]+_total)\|([a-z_:]*)')
 CHAT = {"gen_ai_operation_name": "chat", "gen_ai_request_model": "llama", "location": "ams"}
 
 
@@ -56,6 +59,29 @@ def test_names_are_sound() -> None:
         assert all(re.fullmatch(r"[a-z_]+", label) for label in metric.labels)
         assert (metric.kind == "histogram") == bool(metric.buckets), metric.name
         assert sorted(set(metric.buckets)) == list(metric.buckets)
+
+
+def counter_keys() -> set[tuple[str, str]]:
+    """Every counter key, or its beginning, that stands in the workers' sources: metric and label values."""
+    sources = [path.read_text() for package in ("proxy", "balancer") for path in (ROOT / package).rglob("*.py")]
+    return {found for source in sources for found in KEY.findall(source)}
+
+
+def test_workers_count_what_has_a_name() -> None:
+    """A key without a metric would be dropped in silence; a metric without a key would stay at nothing."""
+    assert {f"{metric.name}_total" for metric in names.COUNTED} == {name for name, _ in counter_keys()}
+
+
+def test_keys_fill_the_labels() -> None:
+    """A key gives a value for each label, colons between them."""
+    labels = {f"{metric.name}_total": len(metric.labels) for metric in names.COUNTED}
+    for name, values in counter_keys():
+        assert labels[name] == len(values.split(":")), (name, values)
+
+
+def test_every_name_stands_once() -> None:
+    """No two metrics share a name."""
+    assert len(names.ALL) == len({metric.name for metric in names.ALL})
 
 
 def test_stream() -> None:
