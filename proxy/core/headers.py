@@ -8,6 +8,7 @@ Rules (RFC 9112, the strict reading; whatever two parsers could read differently
 """
 
 import re
+from typing import NoReturn
 
 import msgspec
 
@@ -100,6 +101,15 @@ def _diagnosed(head: bytes) -> ParseReject:
         if broken := _diagnosed_line(line):
             return broken
     return ParseReject("request_line", "This is not a request's head.")
+
+
+def blame(head: bytes) -> NoReturn:
+    """Raises the ParseReject for an accepted head that llhttp nevertheless refused."""
+    request_line, *lines = head[:-4].split(b"\r\n")
+    method, target, version = request_line.split(b" ")
+    pairs = [(name, value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines)]
+    read(method, target, int(version[-1:]), pairs, len(head))
+    raise ParseReject("head", "The request's head is not valid HTTP.")
 
 
 def _diagnosed_line(line: bytes) -> ParseReject | None:

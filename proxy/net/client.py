@@ -168,8 +168,9 @@ class Client(asyncio.Protocol):
         except httptools.HttpParserUpgrade:  # we never upgrade: the request is served as it is
             self.parser = httptools.HttpRequestParser(self)
         except httptools.HttpParserError as error:
-            rule = "chunk" if self.head is not None else "request_line"
-            raise ParseReject(rule, f"The request is not valid HTTP: {error}") from None
+            if self.head is None:
+                headers.blame(data)
+            raise ParseReject("chunk", f"The request's body is not validly chunked: {error}") from None
 
     def _read_body(self) -> bool:
         head = self.head

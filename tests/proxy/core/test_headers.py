@@ -186,10 +186,16 @@ def test_identity() -> None:
     assert (b"", b"") == (head.request_id, head.traceparent)
 
 
-def test_upstream_passed() -> None:
-    """An engine's own framing, hop-by-hop lines and lines in our name do not reach the client."""
-    fields = [
-        (b"Server", b"uvicorn"), (b"Connection", b"keep-alive, X-Hop"), (b"X-Hop", b"1"), (b"Content-Length", b"3"),
-        (b"Transfer-Encoding", b"chunked"), (b"X-Headrace-Reason", b"forged"), (b"x-request-id", b"theirs"),
-    ]  # fmt: skip
-    assert b"Server: uvicorn\r\n" == headers.upstream_passed(fields)
+@pytest.mark.parametrize(
+    ("lines", "rule"),
+    [
+        (b"content-length: 1\r\ntransfer-encoding: chunked\r\n", "length_and_chunked"),
+        (b"content-length: 1\r\ncontent-length: 2\r\n", "duplicate_content_length"),
+        (b"", "head"),
+    ],
+)
+def test_blame(lines: bytes, rule: str) -> None:
+    """What llhttp refused by itself gets its rule's name all the same."""
+    with pytest.raises(ParseReject) as caught:
+        headers.blame(LINE + b"Host: a\r\n" + lines + b"\r\n")
+    assert rule == caught.value.rule

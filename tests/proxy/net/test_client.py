@@ -1,0 +1,192 @@
+"""Clients: one strict request after the other, and nothing of a bad one goes on."""
+
+import json
+
+import pytest
+
+from proxy.core.settings import Limits
+from tests.support.plane import Bench, answer, post
+
+SECOND = 1_000_000_000
+
+
+def status_of(written: bytes) -> int:
+    return int(written.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize("cut", range(1, 120, 7))
+def test_a_request_in_two_pieces(cut: int) -> None:
+    """Wherever the network cuts a request, the engine gets it once and whole."""
+    bench = Bench()
+    client, transport = bench.client()
+    request = post(messages=[], stream=False)
+    client.data_received(request[:cut])
+    client.data_received(request[cut:])
+    connection, engine = bench.engine_of(client)
+    assert b'"model":"theirs"' in engine.written
+    connection.data_received(answer())
+    assert 200 == status_of(transport.written)
+    assert transport.written.endswith(b'{"ok":1}')
+    assert bench.clean
+
+
+def chunked(*chunks: bytes) -> bytes:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: edge\r\ntransfer-encoding: chunked\r\n\r\n"
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_chunked_and_pipelined(size: int) -> None:
+    """A chunked body ends where it ends: the request behind it is the next one, at any cuts."""
+    bench = Bench()
+    client, transport = bench.client()
+    wire = chunked(b'{"model":', b'"m","x":"\\r\\n\\r\\n"}') + post()
+    for start in range(0, len(wire), size):
+        client.data_received(wire[start : start + size])
+    first, engine = bench.engine_of(client)
+    assert engine.written.endswith(b'{"model":"theirs","x":"\\r\\n\\r\\n"}')
+    first.data_received(answer(b"1"))
+    second, _ = bench.engine_of(client)
+    second.data_received(answer(b"2"))
+    assert [200, 200] == [
+        status_of(part) for part in transport.written.split(b"HTTP/1.1")[1:] for part in [b"x" + part]
+    ]
+    assert bench.clean
+
+
+@pytest.mark.parametrize(
+    ("wire", "status", "rule"),
+    [
+        (b"POST / HTTP/1.1\nhost: a\n\n", 400, "bare_lf"),
+        (b"POST / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400, "duplicate_host"),
+        (b"POST / HTTP/1.1\r\n\r\n", 400, "missing_host"),
+        (b"GET / HTTP/2.0\r\n\r\n", 505, "version"),
+        (b"GET /\r\n", 400, "request_line"),
+        (
+            b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+            400,
+            "length_and_chunked",
+        ),
+        (b"POST /v1/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n\r\n", 400, "chunk"),
+        (b"POST /v1/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n-1\r\n\r\n", 400, "chunk"),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 40_000, 431, "header_bytes"),
+    ],
+)
+def test_broken_requests(wire: bytes, status: int, rule: str) -> None:
+    """A broken rule: its status, its counter, the end of the connection, nothing forwarded, one record."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(wire)
+    assert status == status_of(transport.written)
+    assert rule == json.loads(transport.written.partition(b"\r\n\r\n")[2])["error"]["code"]
+    assert transport.eof
+    assert 1 == bench.plane.counters[f"headrace_parse_rejects_total|{rule}"]
+    assert ["bad_request"] == [record.outcome for record in bench.plane.take_records()]
+    assert all(not c.transport.written for p in bench.plane.pools.values() for c in p.idle)  # type: ignore[attr-defined]
+
+
+def test_what_follows_a_refusal_is_thrown_away() -> None:
+    """After a refusal no byte is read as a request any more."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(b"GET / HTTP/2.0\r\n\r\n" + post())
+    client.data_received(post())
+    assert client.exchange is None
+    assert 1 == transport.written.count(b"content-length")
+
+
+@pytest.mark.parametrize(
+    ("wire", "status", "code"),
+    [
+        (post(b"{"), 400, "bad_request"),
+        (post(b'{"model":"nobody"}'), 404, "model_not_found"),
+        (post(path=b"/elsewhere"), 404, "not_found"),
+        (post(head=b"x-headrace-priority: urgent\r\n"), 400, "bad_request"),
+        (b"DELETE /v1/models HTTP/1.1\r\nhost: a\r\n\r\n", 405, "method_not_allowed"),
+    ],
+)
+def test_bad_requests_keep_the_connection(wire: bytes, status: int, code: str) -> None:
+    """Whole but wrong requests are answered, and the next is served on the same connection."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(wire)
+    assert status == status_of(transport.written)
+    assert code == json.loads(transport.take().partition(b"\r\n\r\n")[2])["error"]["code"]
+    client.data_received(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert 200 == status_of(transport.written)
+
+
+def test_expect_continue() -> None:
+    """A client that waits for our word gets it, unless its body is too large anyway."""
+    bench = Bench(Limits(body_bytes=100))
+    head = b"POST /v1/x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n"
+    client, transport = bench.client()
+    client.data_received(head % 50)
+    assert b"HTTP/1.1 100 Continue\r\n\r\n" == transport.written
+    client, transport = bench.client()
+    client.data_received(head % 500)
+    assert 413 == status_of(transport.written)
+
+
+def test_http_1_0_closes() -> None:
+    """HTTP/1.0 gets no chunks, and its connection is closed."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post().replace(b"HTTP/1.1", b"HTTP/1.0"))
+    connection, _ = bench.engine_of(client)
+    connection.data_received(answer())
+    assert b"connection: close" in transport.written
+    assert transport.closed
+
+
+def test_too_many_connections() -> None:
+    """Over the location's limit a connection is told so."""
+    bench = Bench(Limits(connections=1))
+    bench.client()
+    _, transport = bench.client()
+    assert 503 == status_of(transport.written)
+    assert 1 == bench.plane.counters["headrace_connections_refused_total|limit"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "seconds", "status"), [(b"", 76, 0), (b"POST / HT", 11, 408), (post(b"{}   ")[:-2], 61, 408)]
+)
+def test_slow_clients(sent: bytes, seconds: int, status: int) -> None:
+    """Idle connections are closed, slow heads and bodies are told."""
+    bench = Bench()
+    client, transport = bench.client()
+    if sent:
+        client.data_received(sent)
+    client.tick(client.since + (seconds - 2) * SECOND)
+    assert not transport.written
+    assert not transport.closed
+    client.tick(client.since + seconds * SECOND)
+    assert (status or 0) == (status_of(transport.written) if transport.written else 0)
+    assert transport.closed or transport.eof
+
+
+def test_flooding_is_paused() -> None:
+    """Requests that pile up behind one in flight are not read without bound."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post())
+    client.data_received(post() * 1000)
+    assert not transport.reading
+    connection, _ = bench.engine_of(client)
+    connection.data_received(answer())
+    assert transport.reading
+
+
+def test_a_draining_worker_says_close() -> None:
+    """While it drains, answers end their connections and idle ones are closed."""
+    bench = Bench()
+    idle, idle_transport = bench.client()
+    client, transport = bench.client()
+    client.data_received(post())
+    bench.plane.drain()
+    connection, _ = bench.engine_of(client)
+    connection.data_received(answer())
+    assert b"connection: close" in transport.written
+    assert transport.closed
+    assert idle_transport.closed
+    assert idle.exchange is None

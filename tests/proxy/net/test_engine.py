@@ -1,0 +1,125 @@
+"""Engine connections: kept when an answer left no doubt, closed otherwise."""
+
+import pytest
+
+from tests.support.plane import EVENT, LAST, STREAM_HEAD, Bench, answer, chunk, post
+
+
+def serve(wire: bytes) -> tuple[Bench, bool, bytes]:
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, engine = bench.engine_of(client)
+    for byte in wire:
+        if connection.exchange is None:
+            break
+        connection.data_received(bytes([byte]))
+    return bench, engine.aborted, transport.written
+
+
+def test_byte_by_byte() -> None:
+    """An answer in single bytes arrives whole, and its connection is kept."""
+    bench, aborted, written = serve(answer(b"hello"))
+    assert written.endswith(b"hello")
+    assert not aborted
+    assert bench.clean
+
+
+@pytest.mark.parametrize("head", [b"connection: close\r\n", b"transfer-encoding: chunked\r\ncontent-length: 4\r\n"])
+def test_doubt_closes(head: bytes) -> None:
+    """Who says close, or frames in two ways, is not used again."""
+    _, aborted, _ = serve(b"HTTP/1.1 200 OK\r\n" + head + b"content-length: 2\r\n\r\nok")
+    assert aborted
+
+
+def test_a_second_answer_is_not_delivered() -> None:
+    """Bytes beyond the answer reach nobody, and the connection is closed."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, engine = bench.engine_of(client)
+    connection.data_received(answer(b"mine") + answer(b"smuggled"))
+    assert b"smuggled" not in transport.written
+    assert engine.aborted
+
+
+def test_unasked_bytes_close_a_kept_connection() -> None:
+    """An engine that speaks out of turn is out of step."""
+    bench = Bench()
+    connection = bench.keep(0)
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert connection.transport.is_closing()
+
+
+def test_informational_answers_are_skipped() -> None:
+    """100 Continue is no answer."""
+    _, _, written = serve(b"HTTP/1.1 100 Continue\r\n\r\n" + answer(b"real"))
+    assert written.startswith(b"HTTP/1.1 200")
+    assert written.endswith(b"real")
+
+
+def test_until_close() -> None:
+    """An answer without a length ends with its connection."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, _ = bench.engine_of(client)
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\nall of it")
+    connection.connection_lost(None)
+    assert transport.written.endswith(chunk(b"all of it") + LAST)
+    assert ["ok"] == [record.outcome for record in bench.plane.take_records()]
+
+
+def test_an_endless_head() -> None:
+    """A head that never ends is garbage, not memory."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, engine = bench.engine_of(client)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 40_000)
+    assert engine.aborted
+    assert not transport.written
+
+
+def test_pool_takes_the_last_and_forgets_the_closed() -> None:
+    """The connection used last is the least likely to be stale."""
+    bench = Bench(kept=0)
+    one, two = bench.keep(0), bench.keep(0)
+    pool = bench.plane.pools[0]
+    assert two is pool.take()
+    one.transport.close()
+    assert None is pool.take()
+
+
+def test_a_retired_pool_keeps_nothing() -> None:
+    """An engine that left the config loses its connections."""
+    bench = Bench(kept=1)
+    pool = bench.plane.pools[0]
+    (kept,) = pool.idle
+    pool.retire()
+    assert kept.transport.is_closing()
+    assert not pool.keep(kept)
+
+
+def test_old_connections_are_swept() -> None:
+    """Kept for too long means closed by the engine soon."""
+    bench = Bench(kept=1)
+    pool = bench.plane.pools[0]
+    pool.sweep(bench.now + 50 * 10**9)
+    assert 1 == len(pool.idle)
+    pool.sweep(bench.now + 60 * 10**9)
+    assert [] == pool.idle
+
+
+def test_stream_in_any_pieces() -> None:
+    """Head, chunks and end cut at every byte give the same body."""
+    wire = STREAM_HEAD + chunk(EVENT) + chunk(EVENT) + LAST
+    for cut in range(1, len(wire)):
+        bench = Bench()
+        client, transport = bench.client()
+        client.data_received(post(stream=True))
+        connection, _ = bench.engine_of(client)
+        connection.data_received(wire[:cut])
+        connection.data_received(wire[cut:])
+        assert 2 == transport.written.count(EVENT)
+        assert transport.written.endswith(LAST)

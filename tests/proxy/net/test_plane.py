@@ -1,0 +1,79 @@
+"""What the connections of a worker share."""
+
+from balancer.model import Ask, Decision
+from proxy.core.headers import Head
+from proxy.core.settings import Limits
+from tests.support.plane import Bench, answer, post
+
+SECOND = 1_000_000_000
+PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_traces() -> None:
+    """A valid caller's trace goes on under a span of ours; else a new one begins."""
+    plane = Bench().plane
+    trace = plane.trace_of(Head(b"POST", b"/", 1, traceparent=PARENT, tracestate=b"a=1"))
+    assert ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "a=1") == (
+        trace.trace_id,
+        trace.parent_id,
+        trace.state,
+    )
+    assert trace.span_id not in ("", trace.parent_id)
+    fresh = plane.trace_of(Head(b"POST", b"/", 1, traceparent=b"junk"))
+    assert (32, 16, "") == (len(fresh.trace_id), len(fresh.span_id), fresh.parent_id)
+
+
+def test_tenants() -> None:
+    """A keyed hash of the token, else of the address; never the token itself."""
+    plane = Bench().plane
+    assert plane.tenant_of(b"Bearer k", "a") == plane.tenant_of(b"Bearer k", "b")
+    assert plane.tenant_of(b"", "a") != plane.tenant_of(b"", "b")
+    assert "k" != plane.tenant_of(b"Bearer k", "a")
+
+
+def test_the_queue() -> None:
+    """All saturated: a request waits, is taken in turn, and one that leaves is forgotten."""
+    bench = Bench(engines=1)
+    prompt = "x" * 60_000
+    first, _ = bench.client()
+    first.data_received(post(prompt=prompt))
+    second, _ = bench.client()
+    second.data_received(post(prompt="hi"))
+    third, _ = bench.client()
+    third.data_received(post(prompt="hi"))
+    assert 2 == bench.plane.waiting
+    third.connection_lost(None)
+    assert 1 == bench.plane.waiting
+    connection, _ = bench.engine_of(first)
+    connection.data_received(answer())
+    assert 0 == bench.plane.waiting
+    connection, _ = bench.engine_of(second)
+    connection.data_received(answer())
+    outcomes = [(r.outcome, r.queued > 0) for r in bench.plane.take_records()]
+    assert [("client_gone", True), ("ok", False), ("ok", True)] == outcomes
+    assert bench.clean
+
+
+def test_the_queue_is_bounded() -> None:
+    """A full queue answers 429 with a computed time; a wait that is too long ends so too."""
+    bench = Bench(Limits(queue=1), engines=1)
+    bench.router.configure(bench.router._settings, 1, 30 * SECOND)
+    bench.client()[0].data_received(post(prompt="x" * 60_000))
+    waiting, told = bench.client()
+    waiting.data_received(post(prompt="hi"))
+    refused, transport = bench.client()
+    refused.data_received(post(prompt="hi"))
+    assert transport.written.startswith(b"HTTP/1.1 429")
+    assert b"retry-after-ms" in transport.written
+    bench.plane.sweep(bench.now + 40 * SECOND)
+    assert told.written.startswith(b"HTTP/1.1 429")
+    assert 0 == bench.plane.waiting
+
+
+def test_configure_keeps_what_is_unchanged() -> None:
+    """A reload with the same engines keeps their connections."""
+    bench = Bench(kept=1)
+    before = dict(bench.plane.pools)
+    bench.plane.configure(bench.plane.site, bench.now)
+    assert before == bench.plane.pools
+    assert isinstance(bench.router.route(Ask("m", 1), bench.now), Decision)

@@ -1,0 +1,48 @@
+"""Records tell what happened, in order, and hold no content."""
+
+import pytest
+
+from proxy.net.records import route_of
+from tests.support.plane import Bench, answer, post
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (b"/v1/chat/completions?x=secret", "/v1/chat/completions"), (b"/v1/models/abc", "/v1/models/{id}"),
+        (b"/v1/anything", "/v1/*"), (b"/secret", "other"),
+    ],
+)  # fmt: skip
+def test_routes(path: bytes, expected: str) -> None:
+    """A route is a pattern: a raw path could hold anything."""
+    assert expected == route_of(path)
+
+
+def test_moments_are_in_order() -> None:
+    """Accepted, routed, connected, sent, first byte, done: Unix times that never go back."""
+    bench = Bench()
+    client, _ = bench.client()
+    client.data_received(
+        post(messages=[{"role": "user", "content": "canary"}], head=b"authorization: Bearer canary\r\n")
+    )
+    connection, _ = bench.engine_of(client)
+    connection.data_received(answer(b'{"usage":{"prompt_tokens":9,"completion_tokens":4}}'))
+    (record,) = bench.plane.take_records()
+    moments = [record.accepted, record.routed, record.connected, record.sent, record.first_byte, record.done]
+    assert sorted(moments) == moments
+    assert 1_600_000_000 * 10**9 < record.accepted
+    assert (9, 4, 1) == (record.prompt_tokens, record.output_tokens, len(record.attempts))
+    assert "canary" not in repr(record)
+
+
+def test_learning() -> None:
+    """Finished requests teach the estimator; failed ones do not."""
+    bench = Bench()
+    for status in (200, 404):
+        client, _ = bench.client()
+        client.data_received(post(prompt="x" * 100))
+        connection, _ = bench.engine_of(client)
+        connection.data_received(answer(b'{"usage":{"prompt_tokens":9,"completion_tokens":7}}', status))
+    bench.plane.take_records()
+    assert 7 == bench.router.estimator("m").snapshot()["output"][0]  # type: ignore[index]
+    assert 1 == bench.router.estimator("m").snapshot()["output"][1]  # type: ignore[index]
