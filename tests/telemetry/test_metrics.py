@@ -1,7 +1,7 @@
 """Metrics: every name is there, every record is counted once, labels stay bounded."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,8 @@ class Scraped:
         return self.samples().get((name, frozenset(labels.items())))
 
     def openmetrics(self) -> str:
-        text: str = generate_openmetrics(self.registry).decode()
+        generate: Callable[[CollectorRegistry], bytes] = generate_openmetrics
+        return generate(self.registry).decode()
         return text
 
 
