@@ -42,7 +42,6 @@ class Scraped:
     def openmetrics(self) -> str:
         generate: Callable[[CollectorRegistry], bytes] = generate_openmetrics
         return generate(self.registry).decode()
-        return text
 
 
 def test_every_metric_is_exposed() -> None:
