@@ -23,25 +23,32 @@ class Listener:
         self._factory = factory
         self._server: asyncio.Server | None = None
         self._tls: ssl.SSLContext | None = None
+        self._opened = False  # from the first `open` to `close`
 
     @property
     def accepting(self) -> bool:
         return self._server is not None
 
     async def open(self, tls: ssl.SSLContext | None) -> None:
-        """Begins to accept, or goes on with other certificates."""
-        before, self._server = self._server, None
-        self._tls = tls
-        await self.resume()
-        if before is not None:
-            before.close()
+        """Begins to accept, or goes on with other certificates; raises OSError, and then nothing has changed."""
+        if self._server is not None and tls is None is self._tls:
+            return
+        made = await self._serve(tls)
+        self.pause()
+        self._tls, self._server, self._opened = tls, made, True
 
     async def resume(self) -> None:
-        """Accepts again."""
-        if self._server is None:
-            self._server = await self._loop.create_server(
-                self._factory, sock=self._socket.dup(), ssl=self._tls, backlog=BACKLOG
-            )
+        """Accepts again, if it was opened; raises OSError, and then it still does not."""
+        if self._server is None and self._opened:
+            self._server = await self._serve(self._tls)
+
+    async def _serve(self, tls: ssl.SSLContext | None) -> asyncio.Server:
+        duplicate = self._socket.dup()
+        try:
+            return await self._loop.create_server(self._factory, sock=duplicate, ssl=tls, backlog=BACKLOG)
+        except OSError:
+            duplicate.close()
+            raise
 
     def pause(self) -> None:
         """Stops accepting; connections queue up."""
@@ -52,4 +59,5 @@ class Listener:
     def close(self) -> None:
         """Stops for good."""
         self.pause()
+        self._opened = False
         self._socket.close()

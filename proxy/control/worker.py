@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine
+from typing import NoReturn
 
 import msgspec
 import uvloop
@@ -29,7 +30,7 @@ from balancer.router import Router
 from proxy.control import sites
 from proxy.control.link import Link
 from proxy.control.listener import Listener
-from proxy.control.messages import Ack, Configure, Drain, Failed, Hello, Push, Ready, ToChild, ToWorker
+from proxy.control.messages import Ack, Batch, Configure, Drain, Failed, Hello, Push, Ready, ToChild, ToWorker
 from proxy.control.outbox import Outbox
 from proxy.net.plane import Plane
 
@@ -37,9 +38,10 @@ log = logging.getLogger("headrace.worker")
 SECOND = 1_000_000_000
 FLUSH = 0.05  # s between batches, and how often the event loop's lag is measured
 LAG_SAMPLES = 20  # flushes between two lag samples that are sent
-FULL_BATCH = 256
-RECONNECT = 0.2
+FULL_BATCH = 256  # records
+RECONNECT = 0.2  # s
 LAST_WORDS = 2.0  # s that a drained worker waits for its last records to be counted
+LAST_TURN = 0.5  # s for requests that were cut to end
 DRAIN_LEAST = 0.2
 
 
@@ -54,7 +56,8 @@ class Worker:
         self.ledger = Ledger(board.ints, board.base(row))
         self.outbox = Outbox()
         self.agent: Link | None = None
-        self.table: Table | None = None
+        self.table: Table | None = None  # in force
+        self.pushed: Table | None = None  # the agent's last, which may be of another configuration
         self.elsewhere = 0
         self.router = Router(self.ledger, random.Random(os.urandom(16)))
         self.plane = Plane(
@@ -65,6 +68,7 @@ class Worker:
         self.lag_worst, self.flushes = 0.0, 0
         self.control: Link | None = None
         self.config_drain = 300.0
+        self.settled = False
         self.descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -102,17 +106,23 @@ class Worker:
             site = sites.build(config, message.cells, message.secret)
             tls = sites.server_context(config.tls) if config.tls is not None else None
         except (OSError, ValueError) as error:
-            self.control.send(Failed(message.generation, f"worker {self.number}: {error}"))
+            self.control.send(Failed(message.generation, str(error)))
             return
-        self.table = sites.table(config, message.cells, self.table)
         limits = config.limits
         self.router.configure(config.balancing, limits.queue, int(limits.queue_timeout * SECOND))
-        self.router.update(self.table, now)
         self.plane.configure(site, now)
         self.config_drain = config.drain_timeout
-        await self.listener.open(tls)
-        if message.generation == 1:
+        self._route_by(sites.table(config, message.cells, self.table))
+        self._take_pushed()
+        if not self.plane.draining:
+            try:
+                await self.listener.open(tls)
+            except OSError as error:
+                self.control.send(Failed(message.generation, f"cannot accept: {error}"))
+                return
+        if not self.settled:
             settle_garbage()
+            self.settled = True
         self.control.send(Ready(message.generation))
 
     async def _drain(self) -> None:
@@ -123,9 +133,10 @@ class Worker:
         while self.plane.active and self.loop.time() < ends:
             await asyncio.sleep(FLUSH)
         self.listener.close()
-        await asyncio.sleep(0)
         self.plane.close()
-        await asyncio.sleep(0)
+        ends = self.loop.time() + LAST_TURN
+        while self.plane.active and self.loop.time() < ends:  # what was cut at the deadline ends, and is recorded
+            await asyncio.sleep(0.01)
         self._flush()
         ends = self.loop.time() + LAST_WORDS
         while len(self.outbox) and self.loop.time() < ends:
@@ -149,20 +160,36 @@ class Worker:
                 else:
                     self.agent = link
                     link.send(Hello(self.number, os.getpid()))
-                    for batch in self.outbox.unacknowledged():
-                        link.send(batch)
+                    self._tell(self.outbox.unacknowledged())
             await asyncio.sleep(RECONNECT)
 
     def _on_agent(self, message: ToWorker) -> None:
         if isinstance(message, Ack):
             self.outbox.acknowledge(message.sequence)
-        elif isinstance(message, Push) and self._fits(message.table):
-            self.table = message.table
-            self.router.update(message.table, time.monotonic_ns())
-            self.plane.admit(time.monotonic_ns())
+        elif isinstance(message, Push):
+            self.pushed = message.table
+            self._take_pushed()
+
+    def _tell(self, batches: list[Batch]) -> None:
+        """Sends batches. If the agent has stopped reading, the link ends: the next one gets all that is not acknowledged,
+        while an acknowledgement of a later batch on this one would pass for that of those left out.
+        """
+        if self.agent is not None and not all(self.agent.send(batch) for batch in batches):
+            self.agent.abort()
+
+    def _take_pushed(self) -> None:
+        """Routes by the agent's last Table, unless it is of another configuration: it may be a reload ahead or behind."""
+        if self.pushed is not None and self._fits(self.pushed):
+            self._route_by(self.pushed)
+
+    def _route_by(self, table: Table) -> None:
+        now = time.monotonic_ns()
+        self.table = table
+        self.router.update(table, now)
+        self.plane.admit(now)
 
     def _fits(self, table: Table) -> bool:
-        """Whether a Table speaks of the engines of this configuration: the agent may be a reload ahead or behind."""
+        """Whether a Table speaks of the engines of this configuration."""
         upstreams = self.plane.site.upstreams
         return table.models.keys() == upstreams.keys() and all(
             {i.cell for i in fleet.instances} == upstreams[model].keys() for model, fleet in table.models.items()
@@ -191,9 +218,11 @@ class Worker:
             return
         counters, plane.counters = plane.counters, {}
         lag, self.lag = self.lag, []
-        batch = self.outbox.add(plane.take_records(), counters, lag, self.router.ejected(time.monotonic_ns()))
-        if self.agent is not None:
-            self.agent.send(batch)
+        records, ejected = plane.take_records(), self.router.ejected(time.monotonic_ns())
+        batches = [self.outbox.add(records[:FULL_BATCH], counters, lag, ejected)]
+        for start in range(FULL_BATCH, len(records), FULL_BATCH):
+            batches.append(self.outbox.add(records[start : start + FULL_BATCH], {}, [], ejected))
+        self._tell(batches)
 
     def _sweep(self) -> None:
         """Once a second: what the data plane must look after, and this worker's row."""
@@ -218,7 +247,13 @@ class Worker:
             plane.count("headrace_accept_pauses_total|" + ("connections" if connections >= limit else "descriptors"))
             self.listener.pause()
         elif not self.listener.accepting and connections < 0.98 * limit and used < 0.98 * self.descriptors:
-            self._spawn(self.listener.resume())
+            self._spawn(self._resume())
+
+    async def _resume(self) -> None:
+        try:
+            await self.listener.resume()
+        except OSError as error:  # still no descriptor: the next sweep tries again
+            log.warning("worker %d cannot accept yet: %s", self.number, error)
 
 
 def settle_garbage() -> None:
@@ -230,8 +265,8 @@ def settle_garbage() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-async def serve(args: argparse.Namespace) -> int:
-    """Runs the worker; its exit code."""
+async def serve(args: argparse.Namespace) -> NoReturn:
+    """Runs the worker and ends the process: open connections and timers need no farewell, nor does the loop."""
     loop = asyncio.get_running_loop()
     board = Board.attach(args.board)
     worker = Worker(args.worker, board, args.row, socket.socket(fileno=args.listen), args.agent)
@@ -242,7 +277,9 @@ async def serve(args: argparse.Namespace) -> int:
         lambda: Link(decode, worker.on_control, worker.on_control_lost), sock=socket.socket(fileno=args.control)
     )
     worker.start(control)
-    return int(await worker.done)
+    code = int(await worker.done)
+    logging.shutdown()
+    os._exit(code)
 
 
 def main() -> None:
@@ -252,9 +289,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--agent", required=True)
     logging.basicConfig(level=logging.INFO, format="headrace: %(message)s", stream=sys.stderr)
-    code = uvloop.run(serve(parser.parse_args()))
-    logging.shutdown()
-    os._exit(code)  # engine connections and timers need no farewell
+    uvloop.run(serve(parser.parse_args()))
 
 
 if __name__ == "__main__":
