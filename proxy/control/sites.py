@@ -12,11 +12,12 @@ from proxy.net.site import Site, Upstream
 
 
 def assign_cells(urls: list[str], current: dict[str, int], busy: set[int], capacity: int) -> dict[str, int]:
-    """A cell of the board for every engine: the one it has, else the lowest that is neither taken nor still busy with a
-    former engine's requests. Raises ValueError when the board is full.
+    """A cell of the board for every engine: the one it has, else the lowest that nobody has and that is not still `busy`
+    with a former engine's requests. An engine that leaves keeps its cell until the next time, because workers go on
+    sending to it until they know. Raises ValueError when the board is full.
     """
     cells = {url: current[url] for url in urls if url in current}
-    taken = set(cells.values()) | busy
+    taken = set(current.values()) | busy
     free = (cell for cell in range(capacity) if cell not in taken)
     for url in urls:
         if url not in cells:

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import NoReturn
 
 import msgspec
@@ -69,6 +69,7 @@ class Worker:
         self.control: Link | None = None
         self.config_drain = 300.0
         self.settled = False
+        self.configuring = asyncio.Lock()  # one Configure after the other
         self.descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -81,9 +82,16 @@ class Worker:
         self._sweep()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        """Runs a part; its crash is logged and ends the worker, which the supervisor starts again."""
         task = self.loop.create_task(work)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._part_ended)
+
+    def _part_ended(self, task: "asyncio.Task[None]") -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a part of worker %d crashed", self.number, exc_info=error)
+            self._end(1)
 
     # supervisor
 
@@ -96,10 +104,13 @@ class Worker:
 
     def on_control_lost(self) -> None:
         """Without a supervisor nobody owns the sockets: end at once, so that another location can start."""
-        if not self.done.done():
-            self.done.set_result(1)
+        self._end(1)
 
     async def _configure(self, message: Configure) -> None:
+        async with self.configuring:
+            await self._put_in_force(message)
+
+    async def _put_in_force(self, message: Configure) -> None:
         config, now = message.config, time.monotonic_ns()
         assert self.control is not None  # noqa: S101
         try:
@@ -130,19 +141,24 @@ class Worker:
         self.plane.drain()
         ends = self.loop.time() + self.config_drain
         await asyncio.sleep(DRAIN_LEAST)
-        while self.plane.active and self.loop.time() < ends:
-            await asyncio.sleep(FLUSH)
+        await self._until(lambda: not self.plane.active, ends)
         self.listener.close()
+        await asyncio.sleep(DRAIN_LEAST)  # who was accepted last may say what it wants
+        await self._until(lambda: not self.plane.active, ends)
         self.plane.close()
-        ends = self.loop.time() + LAST_TURN
-        while self.plane.active and self.loop.time() < ends:  # what was cut at the deadline ends, and is recorded
-            await asyncio.sleep(0.01)
+        await self._until(lambda: not self.plane.active, self.loop.time() + LAST_TURN)  # what was cut is recorded too
         self._flush()
-        ends = self.loop.time() + LAST_WORDS
-        while len(self.outbox) and self.loop.time() < ends:
+        await self._until(lambda: not len(self.outbox), self.loop.time() + LAST_WORDS)
+        self._end(0)
+
+    async def _until(self, holds: Callable[[], bool], ends: float) -> None:
+        """Waits until it holds, but not beyond `ends`. By polling: a drain is rare, and requests should not pay for it."""
+        while not holds() and self.loop.time() < ends:
             await asyncio.sleep(0.01)
+
+    def _end(self, code: int) -> None:
         if not self.done.done():
-            self.done.set_result(0)
+            self.done.set_result(code)
 
     # agent
 
@@ -192,7 +208,8 @@ class Worker:
         """Whether a Table speaks of the engines of this configuration."""
         upstreams = self.plane.site.upstreams
         return table.models.keys() == upstreams.keys() and all(
-            {i.cell for i in fleet.instances} == upstreams[model].keys() for model, fleet in table.models.items()
+            {i.cell: i.name for i in fleet.instances} == {cell: u.name for cell, u in upstreams[model].items()}
+            for model, fleet in table.models.items()
         )
 
     def _on_agent_lost(self) -> None:
@@ -209,8 +226,8 @@ class Worker:
         if self.flushes % LAG_SAMPLES == 0:
             self.lag.append(self.lag_worst)
             self.lag_worst = 0.0
-        self._flush()
         self._flush_at(max(due + FLUSH, self.loop.time() + FLUSH / 2))
+        self._flush()
 
     def _flush(self) -> None:
         plane = self.plane
@@ -225,9 +242,11 @@ class Worker:
         self._tell(batches)
 
     def _sweep(self) -> None:
-        """Once a second: what the data plane must look after, and this worker's row."""
+        """Once a second: what the data plane must look after, and this worker's row. The heart beats last: a worker that
+        cannot look after its requests any more passes for stuck, while one failure among many sweeps does no harm.
+        """
+        self.loop.call_later(1.0, self._sweep)
         now, board, row, plane = time.monotonic_ns(), self.board, self.row, self.plane
-        board.beat(row, now)
         board.set_connections(row, plane.clients)
         board.set_queued(row, plane.waiting)
         self.ledger.others = [board.base(other) for other in board.live(except_row=row)]
@@ -235,7 +254,7 @@ class Worker:
         plane.queued_elsewhere = board.queued(except_row=row)
         plane.sweep(now)
         self._guard()
-        self.loop.call_later(1.0, self._sweep)
+        board.beat(row, now)
 
     def _guard(self) -> None:
         """Stops accepting before connections or descriptors run out; goes on when there is room again."""
