@@ -18,6 +18,9 @@ class Listener:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, listening: socket.socket, factory: Callable[[], asyncio.Protocol]
     ) -> None:
+        listening.setblocking(
+            False
+        )  # else each duplicate makes all blocking again, and an `accept` stops the event loop
         self._loop = loop
         self._socket = listening
         self._factory = factory
