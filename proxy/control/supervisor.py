@@ -64,6 +64,7 @@ class Supervisor:
         ]
         self.agent = Child("agent", self._agent_command, self.on_message, self.on_start, self.on_death)
         self.draining = False
+        self.signalled = False  # told to end, by SIGTERM or SIGINT
         self.announced = False
         self.looked = 0  # when the heartbeats were last looked at, monotonic ns
         self.reloading = asyncio.Lock()
@@ -276,11 +277,14 @@ class Supervisor:
         return await self.ended
 
     def on_end_signal(self) -> None:
-        """The first one drains, the second ends."""
-        if self.draining:
+        """The first one drains, the second ends. A drain that was asked for before counts as none: who has a location
+        drained before stopping it, as orchestrators do, means the streams no harm.
+        """
+        if self.signalled:
             log.warning("ending at once, without the rest of the drain")
             self.end_at_once(1)
         else:
+            self.signalled = True
             self.spawn(self.drain())
 
     def close(self) -> None:

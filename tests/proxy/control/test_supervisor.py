@@ -472,6 +472,25 @@ def test_signals(located: Callable[..., int]) -> None:
     assert 1 == located(test)
 
 
+def test_signal_after_a_drain_was_asked_for(located: Callable[..., int]) -> None:
+    """The first SIGTERM does not cut a drain short that the admin API began."""
+
+    async def test(at: Located) -> None:
+        at.workers[0].deaf = True
+        at.agent.says(DrainRequest())
+        await turns()
+        assert at.supervisor.draining
+        signal.raise_signal(signal.SIGTERM)
+        while not at.supervisor.signalled:  # noqa: ASYNC110  the signal comes by a pipe
+            await asyncio.sleep(0.001)
+        await turns()
+        assert [0, 0, 0] == [child.killed for child in at.everybody]
+        at.workers[0].over.set()
+        await asyncio.wait_for(asyncio.shield(at.supervisor.ended), 10)
+
+    assert 0 == located(test)
+
+
 def test_crash(located: Callable[..., int], caplog: pytest.LogCaptureFixture) -> None:
     """A part of the supervisor that crashes ends the location, and says why: half a supervisor would be worse."""
 
