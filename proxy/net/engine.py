@@ -129,17 +129,12 @@ class EngineConnection(asyncio.Protocol):
             body = b"".join(parts[: self.body_parts])
             parts.clear()
             exchange.ended(body, now)
-            return
-        if len(parts) == 1:
-            body = parts[0]
-        elif parts:
+        elif len(parts) == 1:
+            exchange.relay.pump(parts.pop(), now)
+        elif parts or exchange.relay.head:
             body = b"".join(parts)
-        elif exchange.relay.head:
-            body = b""
-        else:
-            return
-        parts.clear()
-        exchange.relay.pump(body, now, False)
+            parts.clear()
+            exchange.relay.pump(body, now)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.plane.engine_connections -= 1

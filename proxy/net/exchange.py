@@ -213,6 +213,8 @@ class Exchange:
             self.client.transport.write, self._answer_head(answer, framing), framing is heads.Framing.CHUNKED,
             EventStream(self.add_usage) if answer.events else None, lease, self._first_token, now,
         )  # fmt: skip
+        self.body = b""  # there is no way back: a stream must not hold its prompt for as long as it lasts
+        connection.headers = []
         if self.client.paused:
             connection.transport.pause_reading()
         return True
@@ -241,7 +243,7 @@ class Exchange:
     def ended(self, rest: bytes, now: int) -> None:
         """The answer is whole."""
         self._to(Event.END)
-        self.relay.pump(rest, now, True)
+        self.relay.end(rest, now)
         self.usage = self.relay.usage
         connection, self.connection = self.connection, None
         if connection is not None:

@@ -60,7 +60,7 @@ def of_exchange(exchange: "Exchange") -> Record:
         exchange.ended_at + offset,
         exchange.attempts, decision.candidates if decision else (), decision.reason if decision else "",
         decision.version if decision else 0, "", "", exchange.outcome, exchange.status,
-        exchange.error.code if exchange.error else "", head.size + len(exchange.body),
+        exchange.error.code if exchange.error else "", head.size + ask.prompt_bytes,
         exchange.bytes_out or (relay.bytes_out if relay is not None else 0), counted,
         relay.gap_max if relay is not None else 0, relay.gaps if relay is not None else 0, exchange.queue_depth,
     )  # fmt: skip

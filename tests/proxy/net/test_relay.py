@@ -24,9 +24,9 @@ def relay(stream: bool = True, chunked: bool = True) -> tuple[Relay, list[bytes]
 def test_one_write_a_piece() -> None:
     """Head and first events in one write, then one a piece, the end with the last."""
     pump, writes, ledger, first = relay()
-    pump.pump(EVENT + EVENT, 10, False)
-    pump.pump(EVENT, 20, False)
-    pump.pump(DONE, 30, True)
+    pump.pump(EVENT + EVENT, 10)
+    pump.pump(EVENT, 20)
+    pump.end(DONE, 30)
     assert [b"HEAD" + chunk(EVENT + EVENT), chunk(EVENT), chunk(DONE) + LAST] == writes
     assert [10] == first
     assert (4, 96) == (pump.events, ledger.outstanding(0)[1])
@@ -36,10 +36,10 @@ def test_one_write_a_piece() -> None:
 def test_half_an_event_waits() -> None:
     """Nothing is written for half an event."""
     pump, writes, _, first = relay()
-    pump.pump(EVENT[:10], 10, False)
+    pump.pump(EVENT[:10], 10)
     assert [b"HEAD"] == writes
     assert [] == first
-    pump.pump(EVENT[10:], 20, False)
+    pump.pump(EVENT[10:], 20)
     assert chunk(EVENT) == writes[1]
 
 
@@ -47,15 +47,15 @@ def test_silences() -> None:
     """The longest silence, and how many were over a second."""
     pump, _, _, _ = relay()
     for moment in (1, 4, 5, 8):
-        pump.pump(EVENT, moment * SECOND, False)
+        pump.pump(EVENT, moment * SECOND)
     assert (3 * SECOND, 2) == (pump.gap_max, pump.gaps)
 
 
 def test_not_a_stream() -> None:
     """Any other body goes through as it is; usage is read from its end."""
     pump, writes, _, _ = relay(stream=False, chunked=False)
-    pump.pump(b'{"x":"' + b"y" * 9000, 1, False)
-    pump.pump(b'","usage":{"prompt_tokens":3,"completion_tokens":4}}', 2, True)
+    pump.pump(b'{"x":"' + b"y" * 9000, 1)
+    pump.end(b'","usage":{"prompt_tokens":3,"completion_tokens":4}}', 2)
     assert b"HEAD" == writes[0][:4]
     assert pump.usage is not None
     assert (3, 4) == (pump.usage.prompt, pump.usage.output)
@@ -64,7 +64,7 @@ def test_not_a_stream() -> None:
 def test_nothing_of_ours_inside_an_event() -> None:
     """While part of a large event has gone on, neither comment nor error may follow it."""
     pump, writes, _, _ = relay()
-    pump.pump(b"data: " + b"x" * 100_000, 1, False)
+    pump.pump(b"data: " + b"x" * 100_000, 1)
     before = len(writes)
     assert not pump.commentable
     pump.break_off(b"data: {}\n\n")
