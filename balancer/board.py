@@ -9,6 +9,7 @@ count as it was a moment ago, which is all that a choice needs.
 
 import mmap
 import os
+import tempfile
 
 from balancer.ledger import WIDTH
 
@@ -34,7 +35,7 @@ class Board:
         """A new board for so many workers and instances, all zero."""
         rows = workers * ROWS_A_WORKER
         size = 8 * (HEADER + rows * (ROW_HEADER + WIDTH * cells))
-        fd = os.memfd_create("headrace-board")
+        fd = _anonymous_file()
         os.ftruncate(fd, size)
         memory = mmap.mmap(fd, size)
         with memoryview(memory) as view, view.cast("q") as ints:
@@ -44,7 +45,10 @@ class Board:
     @classmethod
     def attach(cls, fd: int) -> "Board":
         """The board behind a descriptor that was inherited; ValueError if it is none."""
-        size = os.fstat(fd).st_size
+        try:
+            size = os.fstat(fd).st_size
+        except OSError as error:
+            raise ValueError(f"not a board: {error.strerror}") from None
         if size < 8 * HEADER or size % 8:
             raise ValueError(f"not a board: {size} bytes")
         memory = mmap.mmap(fd, size)
@@ -126,3 +130,12 @@ class Board:
             decode += self.ints[at + 1]
             requests += self.ints[at + 2]
         return prefill, decode, requests
+
+
+def _anonymous_file() -> int:
+    try:
+        return os.memfd_create("headrace-board")
+    except (AttributeError, OSError):  # not on every system, and some sandboxes forbid it
+        fd, path = tempfile.mkstemp(prefix="headrace-board-")
+        os.unlink(path)
+        return fd

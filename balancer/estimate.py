@@ -18,6 +18,9 @@ SHRINK = 8.0  # weight of the model's mean in a bucket's, while the bucket is yo
 YOUNG = 64
 LENGTHS = 64  # powers of two that an int of tokens can have
 MAX_TOKENS = 1 << 40
+BYTES_RANGE = (0.1, 10_000.0)  # a token
+EVENTS_RANGE = (0.01, 100.0)  # tokens an event
+TOKENS_RANGE = (0.0, float(MAX_TOKENS))
 
 
 class Mean:
@@ -36,7 +39,7 @@ class Mean:
 
 
 class Estimator:
-    """One model's estimates. Not thread-safe; costs about a microsecond a call."""
+    """One model's estimates. Not thread-safe; `learn` costs some 9 us, the others less than 1."""
 
     __slots__ = ("_buckets", "_bytes", "_events", "_output", "_residual", "residual")
 
@@ -59,7 +62,7 @@ class Estimator:
 
     def output_tokens(self, prompt_tokens: int, max_tokens: int = 0) -> int:
         """Output tokens to expect, at least 1 and at most the client's cap (0: none)."""
-        bucket = self._buckets.get((prompt_tokens.bit_length(), min(max_tokens, MAX_TOKENS).bit_length()))
+        bucket = self._buckets.get((_bits(prompt_tokens), _bits(max_tokens)))
         expected = self._output.value
         if bucket is not None:
             if bucket.count >= YOUNG:
@@ -72,15 +75,15 @@ class Estimator:
     def learn(self, prompt_bytes: int, prompt_tokens: int, max_tokens: int, output_tokens: int, events: int) -> None:
         """Takes what a finished request was; 0 where the engine did not say."""
         if prompt_tokens > 0 and prompt_bytes > 0:
-            self._bytes.add(min(max(prompt_bytes / prompt_tokens, 0.1), 10_000.0))
+            self._bytes.add(_clamp(prompt_bytes / prompt_tokens, BYTES_RANGE))
         else:
             prompt_tokens = self.prompt_tokens(prompt_bytes)
         if not 0 < output_tokens < MAX_TOKENS:
             return
         if events > 0:
-            self._events.add(min(max(output_tokens / events, 0.01), 100.0))
+            self._events.add(_clamp(output_tokens / events, EVENTS_RANGE))
         self._output.add(output_tokens)
-        key = (min(prompt_tokens, MAX_TOKENS).bit_length(), min(max(max_tokens, 0), MAX_TOKENS).bit_length())
+        key = (_bits(prompt_tokens), _bits(max_tokens))
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = Mean(0.0)
@@ -96,7 +99,6 @@ class Estimator:
             mean = self._residual[bits]
             mean.add(output_tokens - passed)
             self.residual[bits] = max(1, round(mean.value)) if bits else 1
-        # a floor of the expectation, not the expectation itself: it speaks only once that is used up
 
     def snapshot(self) -> dict[str, object]:
         """All that was learned, as plain data."""
@@ -112,13 +114,13 @@ class Estimator:
         """Takes a snapshot; ValueError if it is none."""
         try:
             fresh = Estimator()
-            fresh._bytes = _mean(snapshot["bytes"], 0.1)
-            fresh._events = _mean(snapshot["events"], 0.01)
-            fresh._output = _mean(snapshot["output"], 0.0)
+            fresh._bytes = _mean(snapshot["bytes"], BYTES_RANGE)
+            fresh._events = _mean(snapshot["events"], EVENTS_RANGE)
+            fresh._output = _mean(snapshot["output"], TOKENS_RANGE)
             for row in _rows(snapshot["buckets"], LENGTHS * LENGTHS):
                 prompt, cap, *mean = row
-                fresh._buckets[int(prompt), int(cap)] = _mean(list(mean), 0.0)
-            residual = [_mean(list(row), 0.0) for row in _rows(snapshot["residual"], LENGTHS)]
+                fresh._buckets[_bucket_key(prompt, cap)] = _mean(list(mean), TOKENS_RANGE)
+            residual = [_mean(list(row), TOKENS_RANGE) for row in _rows(snapshot["residual"], LENGTHS)]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not an estimator's snapshot: {error}") from None
         self._bytes, self._events, self._output, self._buckets = (
@@ -131,16 +133,32 @@ class Estimator:
         self.residual[:] = [1] + [max(1, round(mean.value)) for mean in self._residual[1:]]
 
 
+def _bits(tokens: int) -> int:
+    return min(max(tokens, 0), MAX_TOKENS).bit_length()
+
+
+def _clamp(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])
+
+
+def _bucket_key(prompt: object, cap: object) -> tuple[int, int]:
+    most = MAX_TOKENS.bit_length()
+    if isinstance(prompt, int) and isinstance(cap, int) and 0 <= prompt <= most and 0 <= cap <= most:
+        return prompt, cap
+    raise ValueError("a bucket is named by two bit lengths")
+
+
 def _rows(value: object, most: int) -> Sequence[Sequence[float]]:
     if not isinstance(value, list) or len(value) > most:
         raise ValueError("a list is missing or too long")
     return value
 
 
-def _mean(value: object, least: float) -> Mean:
+def _mean(value: object, bounds: tuple[float, float]) -> Mean:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("a mean is a number and its count")
     number, count = value
-    if not (isinstance(number, int | float) and least <= number < MAX_TOKENS and isinstance(count, int) and count >= 0):
+    least, most = bounds
+    if not (isinstance(number, int | float) and least <= number <= most and isinstance(count, int) and count >= 0):
         raise ValueError("a mean is out of its range")
     return Mean(float(number), count)

@@ -78,9 +78,6 @@ class Record(msgspec.Struct, array_like=True):
     queue_depth: int = 0  # how many waited when it began to wait
 
 
-decode_records = msgspec.msgpack.Decoder(list[Record]).decode
-
-
 def as_dict(record: Record) -> dict[str, Any]:
     """A record with its field names, for JSON."""
     view = msgspec.structs.asdict(record)

@@ -106,3 +106,20 @@ def test_bounds(board: Board) -> None:
         board.base(4)
     with pytest.raises(IndexError):
         board.outstanding(10)
+
+
+def test_a_closed_descriptor_is_refused() -> None:
+    """A descriptor that is not open is named as no board too."""
+    with pytest.raises(ValueError, match="not a board"):
+        Board.attach(-1)
+
+
+def test_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where anonymous memory is not to be had, a file without a name serves."""
+    monkeypatch.delattr(os, "memfd_create")
+    made = Board.create(workers=1, cells=1)
+    try:
+        assert (2, 1, 0) == (made.rows, made.cells, os.fstat(made.fd).st_nlink)
+    finally:
+        made.close()
+        os.close(made.fd)

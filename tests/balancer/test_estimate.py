@@ -116,6 +116,9 @@ def test_snapshot_round_trip() -> None:
         {"bytes": 1},
         {"bytes": [-1, 0]},
         {"bytes": [4, 1], "events": [1, 1], "output": [1, 1], "buckets": 5, "residual": []},
+        {"bytes": [4, 1], "events": [1e9, 1], "output": [1, 1], "buckets": [], "residual": []},
+        {"bytes": [4, 1], "events": [1, 1], "output": [1, 1], "buckets": [[float("inf"), 1, 1, 1]], "residual": []},
+        {"bytes": [4, 1], "events": [1, 1], "output": [1, 1], "buckets": [[-1, 1, 1, 1]], "residual": []},
     ],
 )
 def test_broken_snapshots(broken: dict[str, object]) -> None:

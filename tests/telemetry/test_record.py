@@ -2,8 +2,10 @@
 
 import msgspec
 
-from telemetry.record import as_dict, decode_records
+from telemetry.record import Record, as_dict
 from tests.support.records import attempt, record, refusal
+
+decode_records = msgspec.msgpack.Decoder(list[Record]).decode
 
 
 def test_wire() -> None:
