@@ -41,6 +41,7 @@ LAG_SAMPLES = 20  # flushes between two lag samples that are sent
 FULL_BATCH = 256  # records
 RECONNECT = 0.2  # s
 LAST_WORDS = 2.0  # s that a drained worker waits for its last records to be counted
+LAST_ASKS = 1.0  # s that who was accepted last has for its request
 LAST_TURN = 0.5  # s for requests that were cut to end
 DRAIN_LEAST = 0.2
 
@@ -143,7 +144,7 @@ class Worker:
         await asyncio.sleep(DRAIN_LEAST)
         await self._until(lambda: not self.plane.active, ends)
         self.listener.close()
-        await asyncio.sleep(DRAIN_LEAST)  # who was accepted last may say what it wants
+        await self._until(lambda: not self.plane.expecting, self.loop.time() + LAST_ASKS)
         await self._until(lambda: not self.plane.active, ends)
         self.plane.close()
         await self._until(lambda: not self.plane.active, self.loop.time() + LAST_TURN)  # what was cut is recorded too

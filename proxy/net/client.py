@@ -6,6 +6,8 @@ can end), so what follows is always the next request's beginning. Pipelined requ
 """
 
 import asyncio
+import fcntl
+import termios
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 PIPELINED = 65536  # bytes of later requests kept while one is in flight
 LINGER_NS = 2_000_000_000  # how long a refused sender is listened to, so that it gets to read why
+FRESH_NS = 1_000_000_000  # how long a connection that has not asked yet may take for it while the worker drains
 
 
 class Client(asyncio.Protocol):
@@ -312,10 +315,23 @@ class Client(asyncio.Protocol):
 
     # the sweep
 
+    @property
+    def fresh(self) -> bool:
+        """Whether it has been accepted and has not asked for anything yet."""
+        return self.exchange is None and not self.accepted and not self.lingering
+
     def close_if_idle(self) -> None:
-        """Closes a kept-alive connection between two requests."""
-        if self.exchange is None and self.head is None and not self.buffer:
+        """Closes a kept-alive connection between two requests; one that has not asked yet, or whose next request is
+        already here unread, gets its answer first: closing now would reset it.
+        """
+        if self.exchange is None and self.head is None and not self.buffer and self.accepted and not self._unread():
             self.transport.close()
+
+    def _unread(self) -> bool:
+        connected = self.transport.get_extra_info("socket")
+        if connected is None:
+            return False
+        return any(fcntl.ioctl(connected.fileno(), termios.FIONREAD, bytes(4)))
 
     def tick(self, now: int) -> None:
         """Once a second: who is silent for too long is told so, or closed."""
@@ -333,5 +349,5 @@ class Client(asyncio.Protocol):
         elif self.buffer:
             if silence > deadlines.head:
                 self._reject(errors.RequestTimeout("limits.header_timeout: the request's head did not come in time."))
-        elif silence > deadlines.idle:
+        elif silence > (FRESH_NS if self.plane.draining else deadlines.idle):
             self.transport.close()

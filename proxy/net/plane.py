@@ -93,10 +93,15 @@ class Plane:
         return Client(self)
 
     def drain(self) -> None:
-        """From now on answers say `connection: close`; idle connections are closed."""
+        """From now on answers say `connection: close`; idle connections are closed, new ones may ask once."""
         self.draining = True
         for client in list(self.open_clients):
             client.close_if_idle()
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a client was accepted that has not asked for anything yet."""
+        return any(client.fresh for client in self.open_clients)
 
     def close(self) -> None:
         """Ends every connection at once."""

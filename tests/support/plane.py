@@ -25,6 +25,7 @@ class FakeTransport:
         self.written = b""
         self.closed = self.aborted = self.eof = False
         self.reading = True
+        self.extra: dict[str, Any] = {"peername": ("192.0.2.7", 5555)}
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -59,7 +60,7 @@ class FakeTransport:
         self.limits = (high, low)
 
     def get_extra_info(self, name: str) -> Any:
-        return ("192.0.2.7", 5555) if name == "peername" else None
+        return self.extra.get(name)
 
 
 class Bench:

@@ -1,6 +1,8 @@
 """Clients: one strict request after the other, and nothing of a bad one goes on."""
 
 import json
+import socket
+import time
 
 import pytest
 
@@ -181,6 +183,7 @@ def test_a_draining_worker_says_close() -> None:
     """While it drains, answers end their connections and idle ones are closed."""
     bench = Bench()
     idle, idle_transport = bench.client()
+    idle.data_received(b"GET /livez HTTP/1.1\r\nhost: edge\r\n\r\n")
     client, transport = bench.client()
     client.data_received(post())
     bench.plane.drain()
@@ -190,3 +193,33 @@ def test_a_draining_worker_says_close() -> None:
     assert transport.closed
     assert idle_transport.closed
     assert idle.exchange is None
+
+
+def test_who_just_came_is_answered_by_a_draining_worker() -> None:
+    """A connection accepted as the drain begins asks once; one that asks nothing is closed after a second."""
+    bench = Bench()
+    client, transport = bench.client()
+    _, silent = bench.client()
+    bench.plane.drain()
+    assert bench.plane.expecting
+    client.data_received(b"GET /readyz HTTP/1.1\r\nhost: edge\r\n\r\n")
+    assert transport.take().startswith(b"HTTP/1.1 503")
+    assert (True, False) == (transport.closed, silent.closed)
+    bench.plane.sweep(time.monotonic_ns() + 2 * SECOND)
+    assert silent.closed
+
+
+def test_an_unread_request_is_not_reset_by_a_drain() -> None:
+    """A kept-alive connection whose next request waits in the kernel stays open for its answer."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(b"GET /livez HTTP/1.1\r\nhost: edge\r\n\r\n")
+    here, there = socket.socketpair()
+    with here, there:
+        transport.extra["socket"] = here
+        there.send(b"GET")
+        bench.plane.drain()
+        assert not transport.closed
+        here.recv(3)
+        bench.plane.drain()
+        assert transport.closed
