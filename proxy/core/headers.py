@@ -55,6 +55,14 @@ class Head(msgspec.Struct, gc=False):
     passed: bytes = b""
     size: int = 0
 
+    @property
+    def common(self) -> bool:
+        """Whether a client is likely to send the same again but for its length: nothing of one request alone."""
+        return (
+            self.method == b"POST" and self.minor == 1 and self.keep_alive and not self.chunked and not self.expects
+            and not self.request_id and not self.traceparent and not self.tracestate
+        )  # fmt: skip
+
 
 def accept(head: bytes) -> None:
     """Raises ParseReject naming the broken rule unless these bytes, up to the empty line, are one strict head."""

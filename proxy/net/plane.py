@@ -12,6 +12,8 @@ from balancer.model import Decision, Outcome
 from balancer.router import Router
 from proxy.core.deadline import Deadlines
 from proxy.core.headers import Head
+from proxy.core.heads import Answer
+from proxy.core.known import Known
 from proxy.core.settings import Limits
 from proxy.net import clock, records
 from proxy.net.client import Client
@@ -65,6 +67,8 @@ class Plane:
         self.tpot_ns = 30_000_000  # mean over recent streams
         self.offset = clock.unix_offset()
         self.date = clock.http_date()
+        self.requests: Known[Head] = Known()  # heads of requests and of answers that were read before
+        self.answers: Known[Answer] = Known()
         self._random = random.Random(os.urandom(32))
         self._tenants: dict[bytes, str] = {}
         self._identities: dict[tuple[str, str], bytes] = {}
@@ -80,6 +84,8 @@ class Plane:
         self.deadlines = Deadlines(site.limits)
         self._tenants.clear()
         self._identities.clear()
+        self.requests.clear()  # the limits by which they were read may have changed
+        self.answers.clear()
         current = {cell: upstream for cells in site.upstreams.values() for cell, upstream in cells.items()}
         for cell, pool in list(self.pools.items()):
             if cell not in current or not same_endpoint(pool.upstream, current[cell]):
