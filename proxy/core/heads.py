@@ -73,20 +73,21 @@ class Answer(msgspec.Struct, gc=False):
     """What the relay needs of an answer's head."""
 
     passed: bytes  # the lines that go on
-    length: bytes  # Content-Length as the engine gave it, or empty
+    length: int  # Content-Length, -1 if there is none
     events: bool  # server-sent events that can be read: not compressed
 
 
 def read_answer(headers: Headers) -> Answer:
     """Reads an answer's header lines in one pass."""
-    length = connection = b""
+    length = -1
+    connection = b""
     events = False
     encoded = False
     passed: list[bytes] = []
     for name, value in headers:
         low = name.lower()
         if low == b"content-length":
-            length = value
+            length = int(value)
             continue
         if low in _DROPPED:
             continue
@@ -108,7 +109,7 @@ def framing(status: int, answer: Answer, minor: int) -> Framing:
     """How the client of HTTP/1.`minor` gets this answer's end. Streams are cut anew, so their length is not known."""
     if status in (204, 304):
         return Framing.NONE
-    if answer.length and not answer.events:
+    if answer.length >= 0 and not answer.events:
         return Framing.LENGTH
     return Framing.CHUNKED if minor == 1 else Framing.CLOSE
 
@@ -127,7 +128,7 @@ def to_client(
     if framed is Framing.CHUNKED:
         end = b"transfer-encoding: chunked\r\n"
     elif framed is Framing.LENGTH:
-        end = b"content-length: %b\r\n" % answer.length
+        end = b"content-length: %d\r\n" % answer.length
     else:
         end = b""
     return (

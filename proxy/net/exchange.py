@@ -191,8 +191,10 @@ class Exchange:
         self.since = now
         self.task = self.plane.connect(self.plane.pools[self.tried[-1]], self)
 
-    def answered(self, connection: EngineConnection, now: int) -> bool:
-        """The answer's head is there. False: it does not go to the client, and the connection is no longer ours."""
+    def answered(self, connection: EngineConnection, now: int, answer: heads.Answer | None = None) -> bool:
+        """The answer's head is there (`answer`: what it says, if its like was read before). False: it does not go to the
+        client, and the connection is no longer ours.
+        """
         outcome = of_status(connection.status)
         if outcome is Outcome.SERVER_ERROR or outcome is Outcome.SATURATED:
             self.connection = None
@@ -205,7 +207,7 @@ class Exchange:
         self.status = connection.status
         lease = self.lease
         assert lease is not None  # noqa: S101
-        answer = heads.read_answer(connection.headers)
+        answer = answer or connection.answer()
         framing = heads.framing(connection.status, answer, self.head.minor)
         if framing is heads.Framing.CLOSE:
             self.client.keep_alive = False
@@ -214,7 +216,6 @@ class Exchange:
             EventStream(self.add_usage) if answer.events else None, lease, self._first_token, now,
         )  # fmt: skip
         self.body = b""  # there is no way back: a stream must not hold its prompt for as long as it lasts
-        connection.headers = []
         if self.client.paused:
             connection.transport.pause_reading()
         return True
