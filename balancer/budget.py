@@ -28,7 +28,8 @@ class RetryBudget:
 
     def request(self, now: int) -> None:
         """A new request (not a retry) has come."""
-        self._advance(now)
+        if now // BUCKET != self._bucket:
+            self._advance(now)
         self._requests += 1
         self._requests_by_bucket[self._bucket % WINDOW] += 1
 

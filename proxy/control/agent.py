@@ -48,7 +48,7 @@ from proxy.control.messages import (
 from proxy.control.probe import Probe, State
 from telemetry import names
 from telemetry.metrics import Metrics, Sample
-from telemetry.record import Record
+from telemetry.record import Record, shift
 
 log = logging.getLogger("headrace.agent")
 KEPT_RECORDS = 10_000
@@ -239,6 +239,7 @@ class Agent:
             self.metrics.lag(worker, seconds)
         self.ejected[worker] = batch.ejected
         for record in batch.records:
+            shift(record, batch.offset)
             self.metrics.observe(record)
             self.totals["requests"] += 1
             self.totals["outcome:" + record.outcome] += 1

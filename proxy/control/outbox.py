@@ -28,14 +28,16 @@ class Outbox:
         """Records that no agent has counted yet."""
         return self._records
 
-    def add(self, records: list[Record], counters: Mapping[str, int], lag: list[float], ejected: list[str]) -> Batch:
+    def add(
+        self, records: list[Record], counters: Mapping[str, int], lag: list[float], ejected: list[str], offset: int = 0
+    ) -> Batch:
         """A new batch; it waits for its acknowledgement."""
         counted = dict(counters)
         if self.lost:
             counted[DROPPED] = counted.get(DROPPED, 0) + self.lost
             self.lost = 0
         self._sequence += 1
-        batch = Batch(self._sequence, records, counted, lag, ejected)
+        batch = Batch(self._sequence, records, counted, lag, ejected, offset)
         self._waiting.append(batch)
         self._records += len(records)
         while (self._records > self._limit or len(self._waiting) > self._limit) and len(self._waiting) > 1:

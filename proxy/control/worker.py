@@ -236,10 +236,10 @@ class Worker:
             return
         counters, plane.counters = plane.counters, {}
         lag, self.lag = self.lag, []
-        records, ejected = plane.take_records(), self.router.ejected(time.monotonic_ns())
-        batches = [self.outbox.add(records[:FULL_BATCH], counters, lag, ejected)]
+        records, ejected, offset = plane.take_records(), self.router.ejected(time.monotonic_ns()), plane.offset
+        batches = [self.outbox.add(records[:FULL_BATCH], counters, lag, ejected, offset)]
         for start in range(FULL_BATCH, len(records), FULL_BATCH):
-            batches.append(self.outbox.add(records[start : start + FULL_BATCH], {}, [], ejected))
+            batches.append(self.outbox.add(records[start : start + FULL_BATCH], {}, [], ejected, offset))
         self._tell(batches)
 
     def _sweep(self) -> None:

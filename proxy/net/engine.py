@@ -6,13 +6,14 @@ exchange connects anew. llhttp's `should_keep_alive()` is read inside `on_messag
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from balancer.model import Outcome
 from proxy.core.heads import Answer, read_answer
-from proxy.net import clock
+from proxy.net.clock import now
 from proxy.net.site import Upstream
 
 if TYPE_CHECKING:
@@ -71,11 +72,12 @@ class EngineConnection(asyncio.Protocol):
     """One connection to one engine (asyncio and llhttp call its methods)."""
 
     __slots__ = (
-        "begun", "body_parts", "complete", "exchange", "framed", "head_bytes", "headers", "idle_since", "keep", "on_body",
-        "parser", "parts", "plane", "pool", "raw", "status", "transport", "used",
+        "begun", "body_parts", "complete", "exchange", "feed", "framed", "head_bytes", "headers", "idle_since", "keep",
+        "on_body", "parser", "parts", "plane", "pool", "raw", "status", "steady", "transport", "used",
     )  # fmt: skip
 
     transport: asyncio.Transport
+    feed: Callable[[bytes], None]  # the parser's
 
     def __init__(self, plane: "Plane", pool: Pool) -> None:
         self.plane = plane
@@ -88,6 +90,7 @@ class EngineConnection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.parser: httptools.HttpResponseParser | None = None  # of this answer, unless it needs none
         self.raw = b""  # an answer's first piece, in which its head may be whole
+        self.steady: Callable[[bytes, int], None] | None = None  # takes the pieces of a stream that has begun
 
     # asyncio
 
@@ -105,7 +108,26 @@ class EngineConnection(asyncio.Protocol):
         self.begun = self.complete = self.keep = self.framed = False
         self.transport.write(message)
 
-    def data_received(self, data: bytes) -> None:  # noqa: C901  once an event: no frame more than needed
+    def data_received(self, data: bytes) -> None:
+        if self.steady is None:
+            self._receive(data)
+            return
+        try:  # a stream that has begun: once an event, so no frame and no look more than needed
+            self.feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.keep = False
+            if self.complete:
+                self._pass_on(now())
+            elif self.exchange is not None:
+                self._fail(self.exchange, Outcome.GARBAGE)
+            return
+        if len(self.parts) == 1 and not self.complete:
+            self.steady(self.parts.pop(), now())
+        else:
+            self._pass_on(now())
+
+    def _receive(self, data: bytes) -> None:
+        """Takes what comes up to the answer's head, and all of an answer that is no stream."""
         exchange = self.exchange
         if exchange is None:
             self.transport.abort()
@@ -114,35 +136,44 @@ class EngineConnection(asyncio.Protocol):
             if self._take_known(exchange, data):
                 return
             self.parser = httptools.HttpResponseParser(self)
+            self.feed = self.parser.feed_data
             self.raw = data
         try:
-            self.parser.feed_data(data)
+            self.feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.keep = False
             if not self.complete:
                 self._fail(exchange, Outcome.GARBAGE)
                 return
-        now = clock.now()
-        if not self.begun:
-            if not self.status:
-                self.head_bytes += len(data)
-                if self.head_bytes > self.plane.limits.header_bytes:
-                    self._fail(exchange, Outcome.GARBAGE)
-                return
-            self.begun = True
-            if not exchange.answered(self, now):
-                return
-        parts = self.parts
+        if self.begun or self._begin(exchange, len(data)):
+            self._pass_on(now())
+
+    def _begin(self, exchange: "Exchange", size: int) -> bool:
+        """Whether the answer's head is there and the rest goes to the client."""
+        if not self.status:
+            self.head_bytes += size
+            if self.head_bytes > self.plane.limits.header_bytes:
+                self._fail(exchange, Outcome.GARBAGE)
+            return False
+        self.begun = True
+        if not exchange.answered(self, now()):
+            return False
+        if not self.complete and exchange.relay.stream is not None:
+            self.steady = exchange.relay.pump
+        return True
+
+    def _pass_on(self, at: int) -> None:
+        """Gives the exchange what was parsed."""
+        exchange, parts = self.exchange, self.parts
+        assert exchange is not None  # noqa: S101
         if self.complete:
             body = b"".join(parts[: self.body_parts])
             parts.clear()
-            exchange.ended(body, now)
-        elif len(parts) == 1:
-            exchange.relay.pump(parts.pop(), now)
+            exchange.ended(body, at)
         elif parts or exchange.relay.head:
             body = b"".join(parts)
             parts.clear()
-            exchange.relay.pump(body, now)
+            exchange.relay.pump(body, at)
 
     def _take_known(self, exchange: "Exchange", data: bytes) -> bool:
         """The short way of a whole answer whose head's like was read before; False: it must go the long way."""
@@ -151,11 +182,11 @@ class EngineConnection(asyncio.Protocol):
         if found is None or len(data) - end != found[1]:
             return False
         answer, length = found
-        now = clock.now()
         self.status = 200
-        self.begun = self.complete = self.keep = self.framed = True
-        exchange.answered(self, now, answer if answer.length == length else Answer(answer.passed, length, False))
-        exchange.ended(data[end:], now)
+        self.complete = self.keep = True
+        exchange.whole(
+            self, answer if answer.length == length else Answer(answer.passed, length, False), data[end:], now()
+        )
         return True
 
     def answer(self) -> Answer:
@@ -173,16 +204,15 @@ class EngineConnection(asyncio.Protocol):
         if exchange is None:
             self.pool.forget(self)
             return
-        now = clock.now()
         if self.begun and not self.framed and exc is None:
             self.complete, self.keep = True, False
-            exchange.ended(b"", now)
+            exchange.ended(b"", now())
             return
-        self.exchange = None
+        self.exchange = self.steady = None
         if self.used and not self.head_bytes and not self.begun:
-            exchange.stale(now)
+            exchange.stale(now())
         else:
-            exchange.failed(Outcome.RESET, now)
+            exchange.failed(Outcome.RESET, now())
 
     def pause_writing(self) -> None:
         """The request's body waits in the transport's buffer: it is bounded by the body limit."""
@@ -197,7 +227,8 @@ class EngineConnection(asyncio.Protocol):
             self.keep = False  # a second answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
+        if not self.complete:  # else they are a second answer's, and must not pass for this one's
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         assert self.parser is not None  # noqa: S101
@@ -224,17 +255,17 @@ class EngineConnection(asyncio.Protocol):
 
     def release(self) -> None:
         """The exchange is done with it: kept if the answer was whole and left no doubt, else closed."""
-        self.exchange = None
+        self.exchange = self.steady = None
         self.parts.clear()
         if self.complete and self.keep and not self.transport.is_closing():
             self.used = True
-            self.idle_since = clock.now()
+            self.idle_since = now()
             if self.pool.keep(self):
                 return
         self.transport.abort()
 
     def _fail(self, exchange: "Exchange", outcome: Outcome) -> None:
-        self.exchange = None
+        self.exchange = self.steady = None
         self.parts.clear()
         self.transport.abort()
-        exchange.failed(outcome, clock.now())
+        exchange.failed(outcome, now())

@@ -18,7 +18,7 @@ from proxy.core.request import Fields, asks_usage, rewrite
 from proxy.core.retry import may_retry, of_status
 from proxy.core.sse import EventStream, Usage
 from proxy.net.engine import EngineConnection
-from proxy.net.relay import Relay
+from proxy.net.relay import Relay, Whole
 from proxy.net.site import Upstream
 from telemetry.record import Attempt
 
@@ -191,10 +191,18 @@ class Exchange:
         self.since = now
         self.task = self.plane.connect(self.plane.pools[self.tried[-1]], self)
 
-    def answered(self, connection: EngineConnection, now: int, answer: heads.Answer | None = None) -> bool:
-        """The answer's head is there (`answer`: what it says, if its like was read before). False: it does not go to the
-        client, and the connection is no longer ours.
-        """
+    def whole(self, connection: EngineConnection, answer: heads.Answer, body: bytes, now: int) -> None:
+        """The short way of an answer that came in one piece, is no stream, and whose head's like was read before."""
+        self._to(Event.HEAD)
+        self.first_byte = now
+        self.status = connection.status
+        text = self._answer_head(answer, heads.Framing.LENGTH) + body
+        self.client.transport.write(text)
+        self.relay = Whole(now, len(text), body)
+        self._finish(now)
+
+    def answered(self, connection: EngineConnection, now: int) -> bool:
+        """The answer's head is there. False: it does not go to the client, and the connection is no longer ours."""
         outcome = of_status(connection.status)
         if outcome is Outcome.SERVER_ERROR or outcome is Outcome.SATURATED:
             self.connection = None
@@ -207,7 +215,7 @@ class Exchange:
         self.status = connection.status
         lease = self.lease
         assert lease is not None  # noqa: S101
-        answer = answer or connection.answer()
+        answer = connection.answer()
         framing = heads.framing(connection.status, answer, self.head.minor)
         if framing is heads.Framing.CLOSE:
             self.client.keep_alive = False
@@ -243,8 +251,11 @@ class Exchange:
 
     def ended(self, rest: bytes, now: int) -> None:
         """The answer is whole."""
-        self._to(Event.END)
         self.relay.end(rest, now)
+        self._finish(now)
+
+    def _finish(self, now: int) -> None:
+        self._to(Event.END)
         self.usage = self.relay.usage
         connection, self.connection = self.connection, None
         if connection is not None:

@@ -24,6 +24,7 @@ from telemetry.context import clean_tracestate, parse_traceparent
 from telemetry.record import Record
 
 KNOWN_TENANTS = 4096
+LEARNED = 16  # about so many of a batch teach the estimator: its means forget after some fifty, more would only cost
 
 
 class Trace(NamedTuple):
@@ -219,8 +220,11 @@ class Plane:
         """
         taken, self.noted = self.noted, []
         ended, self.ended = self.ended, []
-        for exchange in ended:
+        for exchange in ended[:: 1 + len(ended) // LEARNED]:
             records.learn(exchange)
+        for exchange in ended:
+            if exchange.queued:
+                records.settle(exchange)
             taken.append(records.of_exchange(exchange))
         return taken
 

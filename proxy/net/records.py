@@ -30,39 +30,39 @@ def route_of(path: bytes) -> str:
     return "/v1/*" if bare.startswith(b"/v1/") else "other"
 
 
-def of_exchange(exchange: "Exchange") -> Record:
-    """The record of an exchange that has ended."""
-    plane, head, ask, trace = exchange.plane, exchange.head, exchange.ask, exchange.trace
-    offset = plane.offset
-    relay = exchange.relay if exchange.first_byte else None
-    usage = exchange.usage
-    decision = exchange.decision
-    counted = relay.events if relay is not None else 0
+class Nothing:
+    """What a relay has counted that never was."""
 
-    for attempt in exchange.attempts:
-        attempt.start += offset
-        attempt.end += offset
-    last = relay.last if relay is not None else 0
+    events = last = bytes_out = gap_max = gaps = 0
+
+
+NOTHING = Nothing()
+
+
+def of_exchange(exchange: "Exchange") -> Record:
+    """The record of an exchange that has ended. Times are still monotonic: the agent adds its batch's offset."""
+    head, ask, trace, decision, usage = exchange.head, exchange.ask, exchange.trace, exchange.decision, exchange.usage
+    relay = exchange.relay if exchange.first_byte else NOTHING
+    events = relay.events
+    if decision is not None:
+        predicted, made, candidates, reason, version = (
+            decision.prompt_tokens, decision.output_tokens, decision.candidates, decision.reason, decision.version,
+        )  # fmt: skip
+    else:
+        predicted, made, candidates, reason, version = 0, 0, (), "", 0
+    if usage is not None:
+        prompt, output, cached = usage.prompt, usage.output, usage.cached
+    else:
+        prompt, output, cached = 0, events, 0
+    plane = exchange.plane
     return Record(
         exchange.request_id, trace.trace_id, trace.span_id, trace.parent_id, trace.flags, trace.state,
         plane.site.location, plane.worker, ask.tenant, head.method.decode(), route_of(head.path), ask.model, ask.stream,
-        ask.priority, 0, ask.prompt_bytes, ask.max_tokens,
-        decision.prompt_tokens if decision else 0, usage.prompt if usage else 0,
-        decision.output_tokens if decision else 0, usage.output if usage else counted, usage.cached if usage else 0,
-        exchange.accepted + offset,
-        exchange.queued + offset if exchange.queued else 0,
-        exchange.routed + offset if exchange.routed else 0,
-        exchange.connected + offset if exchange.connected else 0,
-        exchange.sent + offset if exchange.sent else 0,
-        exchange.first_byte + offset if exchange.first_byte else 0,
-        exchange.first_token + offset if exchange.first_token else 0,
-        last + offset if last else 0,
-        exchange.ended_at + offset,
-        exchange.attempts, decision.candidates if decision else (), decision.reason if decision else "",
-        decision.version if decision else 0, "", "", exchange.outcome, exchange.status,
-        exchange.error.code if exchange.error else "", head.size + ask.prompt_bytes,
-        exchange.bytes_out or (relay.bytes_out if relay is not None else 0), counted,
-        relay.gap_max if relay is not None else 0, relay.gaps if relay is not None else 0, exchange.queue_depth,
+        ask.priority, 0, ask.prompt_bytes, ask.max_tokens, predicted, prompt, made, output, cached,
+        exchange.accepted, exchange.queued, exchange.routed, exchange.connected, exchange.sent, exchange.first_byte,
+        exchange.first_token, relay.last, exchange.ended_at, exchange.attempts, candidates, reason, version, "", "",
+        exchange.outcome, exchange.status, exchange.error.code if exchange.error else "", head.size + ask.prompt_bytes,
+        exchange.bytes_out or relay.bytes_out, events, relay.gap_max, relay.gaps, exchange.queue_depth,
     )  # fmt: skip
 
 
@@ -79,29 +79,34 @@ def of_refusal(  # noqa: PLR0913  each is a field of the record
 ) -> Record:
     """The record of a request that never became an exchange: it was bad, or answered here."""
     trace = plane.trace_of(head)
-    offset = plane.offset
     return Record(
         request_id or trace.trace_id, trace.trace_id, trace.span_id, trace.parent_id, trace.flags, trace.state,
         plane.site.location, plane.worker, tenant, head.method.decode() if head else "", route_of(head.path) if head else "other",
         "", False, Priority.NORMAL, 0, head.length if head else 0, 0, 0, 0, 0, 0, 0,
-        accepted + offset, 0, 0, 0, 0, 0, 0, 0, now + offset, [], (), "", 0, "", "", outcome, status, error,
+        accepted, 0, 0, 0, 0, 0, 0, 0, now, [], (), "", 0, "", "", outcome, status, error,
         head.size if head else 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
 
 
+def tokens_of(exchange: "Exchange") -> tuple[int, int]:
+    """Prompt and output tokens of a whole answer; the output counted by events where the engine did not say."""
+    usage, events = exchange.usage, exchange.relay.events
+    return (usage.prompt, usage.output or events) if usage is not None else (0, events)
+
+
 def learn(exchange: "Exchange") -> None:
     """Teaches the estimator what a whole answer really was."""
-    decision: Decision | None = exchange.decision
-    if decision is None or exchange.outcome != "ok":
+    if exchange.decision is None or exchange.outcome != "ok":
         return
-    usage, events = exchange.usage, exchange.relay.events
-    prompt, output = (usage.prompt, usage.output) if usage is not None else (0, 0)
-    exchange.plane.router.learn(exchange.ask, prompt, output or events, events)
-    if exchange.queued:
-        exchange.plane.router.queue(exchange.ask.model).settle(
-            exchange.ask.tenant, (output or events) - decision.output_tokens
-        )
-    relay = exchange.relay
-    tokens = output or events
-    if relay.first_token and tokens > 1:
-        exchange.plane.observe_tpot((relay.last - relay.first_token) // (tokens - 1))
+    relay, (prompt, output) = exchange.relay, tokens_of(exchange)
+    exchange.plane.router.learn(exchange.ask, prompt, output, relay.events)
+    if relay.first_token and output > 1:
+        exchange.plane.observe_tpot((relay.last - relay.first_token) // (output - 1))
+
+
+def settle(exchange: "Exchange") -> None:
+    """Corrects what its tenant was charged for a request that had waited in the queue."""
+    decision: Decision | None = exchange.decision
+    if decision is not None and exchange.outcome == "ok":
+        served = tokens_of(exchange)[1] - decision.output_tokens
+        exchange.plane.router.queue(exchange.ask.model).settle(exchange.ask.tenant, served)

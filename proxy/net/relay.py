@@ -40,7 +40,7 @@ class Relay:
         self.on_first_token = on_first_token
         self.last = now
         self.tail = b""
-        self.steady = False  # a chunked stream whose first token has gone on: most of its pieces are whole events
+        self.steady: EventStream | None = None  # if chunked, its first token gone on, and nothing of an event kept back
         self.progress_at = 0  # events at which the lease hears of them again
         self.first_token = self.bytes_out = self.gap_max = self.gap_noted = self.gaps = 0
 
@@ -50,11 +50,9 @@ class Relay:
         self.last = now
         if gap > self.gap_noted:
             self._note(gap)
-        stream = self.stream
-        if self.steady and stream is not None and not stream.tail and data[-2:] == b"\n\n" and b'"usage"' not in data:
-            stream.inside = False
-            stream.events += data.count(b"\n\n")
-            if stream.events >= self.progress_at:
+        if (stream := self.steady) is not None and data[-2:] == b"\n\n" and data.find(b'"usage"') < 0:
+            stream.events = events = stream.events + data.count(b"\n\n")
+            if events >= self.progress_at:
                 self._progress(stream)
             data = b"%x\r\n%b\r\n" % (len(data), data)
             self.bytes_out += len(data)
@@ -83,8 +81,8 @@ class Relay:
         data = stream.feed(data) if data else data
         if stream.events and not self.first_token:
             self.first_token = now
-            self.steady = self.chunked
             self.on_first_token(now)
+        self.steady = stream if self.chunked and self.first_token and not stream.tail and not stream.inside else None
         if stream.events >= self.progress_at:
             self._progress(stream)
         return data
@@ -137,3 +135,16 @@ class Relay:
     def usage(self) -> Usage | None:
         """What the engine said of its tokens, once it has."""
         return self.stream.usage if self.stream is not None else usage_in_body(self.tail)
+
+
+class Whole(Relay):
+    """What there is to tell of an answer that came in one piece and went on in one write."""
+
+    __slots__ = ()
+
+    def __init__(self, now: int, size: int, body: bytes) -> None:
+        self.stream = None
+        self.last = now
+        self.bytes_out = size
+        self.tail = body[-TAIL:]
+        self.first_token = self.gap_max = self.gaps = 0

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from telemetry.record import Record, as_dict
+from telemetry.record import MOMENTS, Record, as_dict, shift
 from tests.support.records import attempt, record, refusal
 
 decode_records = msgspec.msgpack.Decoder(list[Record]).decode
@@ -18,6 +18,16 @@ def test_a_shorter_record_is_read() -> None:
     """A field that an older worker does not know has its default: fields are only ever added at the end."""
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(record(queue_depth=9)))
     assert [record(queue_depth=0)] == decode_records(msgspec.msgpack.encode([fields[:-1]]))
+
+
+def test_shift() -> None:
+    """Moments that came move by the offset, those that never came stay 0; attempts move too."""
+    before, moved = record(queued=0), record(queued=0)
+    shift(moved, 7)
+    assert [(t + 7 if t else 0) for t in (getattr(before, m) for m in MOMENTS)] == [getattr(moved, m) for m in MOMENTS]
+    assert 0 == moved.queued
+    assert before.attempts[0].start + 7 == moved.attempts[0].start
+    assert before.attempts[0].end + 7 == moved.attempts[0].end
 
 
 def test_as_dict() -> None:

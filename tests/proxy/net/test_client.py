@@ -1,6 +1,7 @@
 """Clients: one strict request after the other, and nothing of a bad one goes on."""
 
 import json
+import re
 import socket
 import time
 
@@ -223,3 +224,57 @@ def test_an_unread_request_is_not_reset_by_a_drain() -> None:
         here.recv(3)
         bench.plane.drain()
         assert transport.closed
+
+
+VARYING = re.compile(rb"(x-request-id: |traceparent: )[^\r]*")
+
+
+@pytest.mark.parametrize("extra", [b"", b"authorization: Bearer x\r\nx-more: y\r\n", b"x-headrace-priority: batch\r\n"])
+def test_a_known_head_means_the_same(extra: bytes) -> None:
+    """A request whose head's like came before reaches the engine as it would by the long way, and so does its answer."""
+    bench = Bench()
+    requests = [post(head=extra, prompt="x" * size) for size in (10, 10, 300)]
+    sent, got = [], []
+    for known in (True, False):
+        for request in requests:
+            if not known:
+                bench.plane.requests.clear()
+                bench.plane.answers.clear()
+            client, transport = bench.client()
+            client.data_received(request)
+            connection, engine = bench.engine_of(client)
+            sent.append(VARYING.sub(b"", engine.take()).split(b"\r\n"))
+            connection.data_received(answer())
+            got.append(re.sub(rb"(x-request-id|server-timing|x-headrace-instance): [^\r]*", b"", transport.take()))
+        assert 1 == len(bench.plane.requests)
+    hosts = [lines.pop(1)[:6] for lines in sent]
+    assert [b"host: "] * 6 == hosts
+    assert sent[3:] == sent[:3]
+    assert got[3:] == got[:3]
+    assert bench.clean
+
+
+def test_a_known_head_is_still_checked() -> None:
+    """The short way is for whole requests within the limits: what is too large or in pieces takes the long way."""
+    bench = Bench(Limits(body_bytes=100))
+    client, transport = bench.client()
+    client.data_received(post(b'{"model":"nobody"}'))
+    assert 404 == status_of(transport.take())
+    client.data_received(post(b'{"model":"unknown"}'))
+    assert 404 == status_of(transport.take())
+    client.data_received(post(b'{"model"'))
+    assert 400 == status_of(transport.take())
+    client.data_received(post(b"x" * 101))
+    assert 413 == status_of(transport.take())
+    assert 1 == len(bench.plane.requests)
+
+
+@pytest.mark.parametrize(
+    "head", [b"x-request-id: 1\r\n", b"expect: 100-continue\r\n", b"connection: close\r\n", b"traceparent: 00-1\r\n"]
+)
+def test_heads_of_one_request_are_not_kept(head: bytes) -> None:
+    """What differs with every request would only fill the memory."""
+    bench = Bench()
+    client, _ = bench.client()
+    client.data_received(post(head=head))
+    assert not bench.plane.requests

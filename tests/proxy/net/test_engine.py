@@ -123,3 +123,57 @@ def test_stream_in_any_pieces() -> None:
         connection.data_received(wire[cut:])
         assert 2 == transport.written.count(EVENT)
         assert transport.written.endswith(LAST)
+
+
+@pytest.mark.parametrize(
+    ("wire", "expected", "kept"),
+    [
+        ([answer(b"longer than the first")], b"longer than the first", True),
+        ([answer(b"")], b"", True),
+        ([answer(b"two pieces")[:-3], answer(b"two pieces")[-3:]], b"two pieces", True),
+        ([answer(b"mine") + answer(b"smuggled")], b"mine", False),
+        ([answer(b"mine") + b"x"], b"mine", False),
+    ],
+)
+def test_after_a_known_head(wire: list[bytes], expected: bytes, kept: bool) -> None:
+    """An answer whose head's like came before is delivered as by the long way, whatever comes of it."""
+    bench = Bench(engines=1)
+    for pieces in ([answer(b"first")], wire):
+        client, transport = bench.client()
+        client.data_received(post())
+        connection, engine = bench.engine_of(client)
+        for piece in pieces:
+            connection.data_received(piece)
+    assert 1 == len(bench.plane.answers)
+    head, _, body = transport.written.partition(b"\r\n\r\n")
+    assert (expected, b"content-length: %d" % len(expected) in head) == (body, True)
+    assert kept is not engine.aborted
+    assert bench.clean
+    first, second = bench.plane.take_records()
+    assert len(transport.written) == second.bytes_out
+    assert (first.outcome, first.status, len(first.attempts)) == (second.outcome, second.status, len(second.attempts))
+
+
+@pytest.mark.parametrize(
+    "wire", [answer(status=404), answer(head=b"connection: close\r\n"), STREAM_HEAD + chunk(EVENT) + LAST]
+)
+def test_answers_that_are_read_each_time(wire: bytes) -> None:
+    """Errors, streams and last answers of a connection take the long way."""
+    bench = Bench()
+    client, _ = bench.client()
+    client.data_received(post())
+    bench.engine_of(client)[0].data_received(wire)
+    assert not bench.plane.answers
+
+
+def test_garbage_in_a_stream() -> None:
+    """What is no chunk in the middle of a stream breaks it off."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post(stream=True))
+    connection, engine = bench.engine_of(client)
+    connection.data_received(STREAM_HEAD + chunk(EVENT))
+    connection.data_received(chunk(EVENT) + b"zz\r\n")
+    assert b'"error"' in transport.written
+    assert engine.aborted
+    assert ["upstream_error"] == [record.outcome for record in bench.plane.take_records()]
