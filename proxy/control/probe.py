@@ -1,10 +1,11 @@
-"""Looks after the engines: is each ready, what does it serve, how loaded is it (every 2 s, every engine once).
+"""Looks after the engines: is each ready and what does it serve (every 2 s), how loaded is it (every second).
 
 Rules. Two failed probes in a row make an engine not ready, one good one makes it ready again (with a slow start). A new
 engine counts as ready until it was probed: starting waits for nobody. Redirects are not followed, answers are bounded.
 """
 
 import asyncio
+import contextlib
 import random
 import ssl
 import time
@@ -105,7 +106,21 @@ class Probe:
         while True:
             changed = await self.once()
             self._on_change(changed)
-            await asyncio.sleep(INTERVAL * random.uniform(1 - JITTER, 1 + JITTER))
+            pause = INTERVAL / 2 * random.uniform(1 - JITTER, 1 + JITTER)
+            await asyncio.sleep(pause)
+            if await self.refresh():
+                self._on_change(False)
+            await asyncio.sleep(pause)
+
+    async def refresh(self) -> bool:
+        """Reads the gauges again between two probes: the balancer believes them for 2 s only. False if there are none; that
+        the engine does not answer is for the next probe to find.
+        """
+        before = self.state.scraped
+        if before:
+            with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+                await self._scrape()
+        return self.state.scraped != before
 
     async def once(self) -> bool:
         """One probe; True if readiness changed."""

@@ -325,6 +325,25 @@ def test_foreign_traffic(own: tuple[int, int, int], background: int) -> None:
     assert background == asyncio.run(go())
 
 
+def test_gauges_are_read_between_probes() -> None:
+    """Only from an engine that has some; whether it is ready is not asked, and a failure says nothing about that."""
+
+    async def go() -> None:
+        fake = FakeEngine(health=(200, ""), metrics=(200, VLLM))
+        async with serving(fake.handle) as url, probing(Engine(url, "gpu")) as probe:
+            assert not await probe.refresh()
+            await probe.once()
+            fake.asked.clear()
+            fake.answers["/metrics"] = (200, VLLM.replace("running 3", "running 9"))
+            assert await probe.refresh()
+            assert (9, ["/metrics"]) == (probe.state.load.running, fake.asked)
+            fake.answers["/metrics"] = (500, "")
+            assert not await probe.refresh()
+            assert (True, 0) == (probe.state.ready, probe.state.failures)
+
+    asyncio.run(go())
+
+
 def test_simulated_engine() -> None:
     """The fixture engine is found out as vLLM, its models are known, its gauges read."""
 
