@@ -1,13 +1,14 @@
 """The aggregate: routes, trials, panic, saturation, Tables that come and go."""
 
 from random import Random
+from statistics import fmean, pstdev
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.admit import Waiter
-from balancer.ledger import Ledger
+from balancer.ledger import Lease, Ledger
 from balancer.model import REASONS, Ask, Balancing, Decision, Fleet, Instance, Outcome, Shut, Table
 from balancer.router import Router
 
@@ -266,3 +267,39 @@ def play(seed: int) -> list[tuple[str, str]]:
 def test_same_seed_same_decisions() -> None:
     """And another seed, others."""
     assert play(1) == play(1) != play(2)
+
+
+def spread(workers: int, shared: bool = True, requests: int = 6000) -> float:
+    """Mean coefficient of variation of outstanding work over 8 instances, requests going to the workers in turn; each
+    leaves after about 160 others have come. Without `shared` a worker sees its own work only.
+    """
+    count, width, draws = 8, 3 * 16, Random(7)
+    board = [0] * width * workers
+    rows = [width * worker for worker in range(workers)]
+    routers = []
+    for row in rows:
+        others = [other for other in rows if other != row] if shared else []
+        routers.append(Router(Ledger(board, row, others), Random(row + 1)))
+        routers[-1].update(Table(1, {"m": fleet(count)}), 0)
+    leaves: dict[int, list[Lease]] = {}
+    spreads = []
+    for at in range(requests):
+        for lease in leaves.pop(at, []):
+            lease.release()
+        made = routers[at % workers]
+        ask = Ask("m", 100 + int(draws.expovariate(1 / 2000)))
+        decision = made.route(ask, 0, admit=False)
+        assert isinstance(decision, Decision)
+        leaves.setdefault(at + 1 + int(draws.expovariate(1 / 160)), []).append(made.open(ask, decision, 0))
+        work = [sum(board[row + 3 * cell] + board[row + 3 * cell + 1] / 2 for row in rows) for cell in range(count)]
+        if at > requests / 10:
+            spreads.append(pstdev(work) / fmean(work))
+    return fmean(spreads)
+
+
+def test_two_workers_place_as_one() -> None:
+    """Over one board the spread of outstanding work is one worker's within 10 %; without the board it is not."""
+    alone = spread(1)
+    assert abs(spread(2) / alone - 1) < 0.1
+    assert abs(spread(4) / alone - 1) < 0.1
+    assert spread(4, shared=False) / alone > 1.1
