@@ -55,8 +55,10 @@ def start_location(tmp_path: Path) -> Iterator[StartLocation]:
     """Starts `headrace run` for `(models, **options)`; stopped after the test, with exit code 0."""
     with contextlib.ExitStack() as stack:
 
-        def start(models: Mapping[str, Engines | Mapping[str, object]], **options: Any) -> Location:
-            return stack.enter_context(Location(tmp_path, models, **options))
+        def start(
+            models: Mapping[str, Engines | Mapping[str, object]], folder: Path | None = None, **options: Any
+        ) -> Location:
+            return stack.enter_context(Location(folder or tmp_path, models, **options))
 
         yield start
 
