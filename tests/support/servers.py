@@ -27,8 +27,16 @@ def free_ports(count: int) -> list[int]:
 class Location(Child):
     """`headrace run` on free loopback ports."""
 
-    def __init__(self, folder: Path, models: Mapping[str, Engines | Mapping[str, object]], **options: object) -> None:
-        """`models` maps a name to its engines (URLs or config mappings) or to the config's whole mapping."""
+    def __init__(
+        self,
+        folder: Path,
+        models: Mapping[str, Engines | Mapping[str, object]],
+        descriptors: int = 0,
+        **options: object,
+    ) -> None:
+        """`models` maps a name to its engines (URLs or config mappings) or to the config's whole mapping; `descriptors`: how
+        many files each of its processes may open, 0 for as many as here.
+        """
         listen, admin = free_ports(2)
         self.config = {
             "location": "test",
@@ -39,8 +47,9 @@ class Location(Child):
         }
         self.file = folder / "headrace.yaml"
         self.write()
+        argv = [sys.executable, "-m", "proxy", "run", str(self.file)]
         super().__init__(
-            [sys.executable, "-m", "proxy", "run", str(self.file)],
+            ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *argv] if descriptors else argv,
             r"headrace: location \S+ ready on (https?://\S+:\d+), admin (https?://\S+:\d+), (\d+) worker",
         )
         self.url, self.admin = self.match[1], self.match[2]
