@@ -15,9 +15,12 @@ try again, whether its connection can go on, and the outcome that is recorded.
 """
 
 import math
+from collections.abc import Iterable
 from typing import ClassVar
 
 import msgspec
+
+from balancer.model import Outcome
 
 
 class ErrorBody(msgspec.Struct):
@@ -172,3 +175,29 @@ class UpstreamTimeout(ProxyError):
     code = "timeout"
     outcome = "timeout"
     should_retry = False
+
+
+_WHY_SATURATED = {
+    "queue_full": "the queue is full",
+    "would_wait_too_long": "the wait would pass queue_timeout",
+    "queue_timeout": "no instance became free within queue_timeout",
+}
+
+
+def saturated(model: str, reason: str, retry_after: float) -> Overloaded:
+    """Why a request cannot wait for an instance any longer, or not at all; `retry_after` in s."""
+    why = _WHY_SATURATED.get(reason, reason)
+    return Overloaded(
+        f"All instances of {model!r} are saturated and {why}; try again in {retry_after:.1f} s.",
+        retry_after=retry_after,
+    )
+
+
+def spent(outcome: Outcome, attempts: Iterable[tuple[str, int | str]]) -> ProxyError:
+    """What the client reads when the last of the attempts (instance, status or outcome) ended so."""
+    tries = ", ".join(f"{instance}: {end}" for instance, end in attempts)
+    if outcome is Outcome.STALLED:
+        return UpstreamTimeout(f"The engine gave no answer in time ({tries}).")
+    if outcome is Outcome.SATURATED:
+        return Overloaded(f"Every instance that was tried is saturated ({tries}).", retry_after=1.0)
+    return UpstreamError(f"No engine could answer ({tries}).")

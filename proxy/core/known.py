@@ -28,25 +28,21 @@ class Known(Generic[T]):
         return len(self._kept)
 
     def find(self, head: bytes) -> tuple[T, int] | None:
-        """What a head means and its Content-Length (-1: it has none), if its like was kept."""
+        """What a head means and its Content-Length, if its like was kept."""
         before, _, rest = head.partition(_MARK)
         digits, _, after = rest.partition(b"\r\n")
         value = self._kept.get((before, after))
-        if value is None:
+        if value is None or not digits.isdigit() or len(digits) > MAX_DIGITS:
             return None
-        if not digits:  # without the line, `before` is the whole head; with an empty one it is no head that was kept
-            return (value, -1) if len(before) == len(head) else None
-        return (value, int(digits)) if digits.isdigit() and len(digits) <= MAX_DIGITS else None
+        return value, int(digits)
 
     def keep(self, head: bytes, value: T, length: int) -> None:
-        """Keeps a head that was read, `length` being its Content-Length (-1: it has none). One that is too large, or does
-        not write the line as nearly all do, is not kept.
+        """Keeps a head that was read, `length` being its Content-Length. One that is too large, or does not write the line
+        as nearly all do, is not kept.
         """
-        before, mark, rest = head.partition(_MARK)
+        before, _, rest = head.partition(_MARK)
         digits, _, after = rest.partition(b"\r\n")
-        if len(head) > MAX_SIZE or (length < 0) != (not mark):
-            return
-        if mark and not (before.endswith(_LINES) and digits == b"%d" % length):
+        if len(head) > MAX_SIZE or not before.endswith(_LINES) or digits != b"%d" % length:
             return
         if len(self._kept) >= MAX_KEPT:
             self._kept.clear()

@@ -139,7 +139,7 @@ class Client(asyncio.Protocol):
         self.head = head = found[0]
         self.complete = self.keep_alive = True
         try:
-            self._serve(head, data[end:])
+            self._serve(head, data[end:], len(data))
         except ProxyError as error:
             self.head = msgspec.structs.replace(head, length=found[1])
             self._reject(error)
@@ -155,7 +155,7 @@ class Client(asyncio.Protocol):
                 if not self.complete and not self._read_body():
                     break
                 assert self.head is not None  # noqa: S101
-                self._serve(self.head, bytes(self.body))
+                self._serve(self.head, bytes(self.body), self.head.size + len(self.body))
             except ProxyError as error:
                 self._reject(error)
         self.advancing = False
@@ -221,7 +221,7 @@ class Client(asyncio.Protocol):
     def _too_large(self) -> errors.TooLarge:
         return errors.TooLarge(f"limits.body_bytes: a body is limited to {self.plane.limits.body_bytes} bytes.")
 
-    def _serve(self, head: headers.Head, body: bytes) -> None:
+    def _serve(self, head: headers.Head, body: bytes, size: int) -> None:
         """Answers a whole request, or begins its exchange."""
         plane = self.plane
         path = head.path.partition(b"?")[0]
@@ -239,7 +239,7 @@ class Client(asyncio.Protocol):
         self._forget_request()
         plane.active += 1
         plane.router.budget.request(now)
-        self.exchange = Exchange(plane, self, head, body, fields, ask, plane.trace_of(head), self.accepted)
+        self.exchange = Exchange(plane, self, head, body, fields, ask, self.accepted, size)
         self.exchange.start(now)
 
     def _forget_request(self) -> None:

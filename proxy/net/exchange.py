@@ -24,18 +24,17 @@ from telemetry.record import Attempt
 
 if TYPE_CHECKING:
     from proxy.net.client import Client
-    from proxy.net.plane import Plane, Trace
+    from proxy.net.plane import Plane
 
 
 class Exchange:
     """One request and all that is known of it until its record is written. Times are monotonic ns."""
 
     __slots__ = (
-        "accepted", "add_usage", "ask", "attempt_start", "attempts", "body", "bytes_out", "client", "connect_ns", "connected",
-        "connection", "decision", "ended_at", "error", "fields", "first_byte", "first_token", "head", "lease", "outcome",
-        "plane", "queue_depth",
-        "queued", "relay", "reported", "request_id", "routed", "sent", "since", "span_id", "state", "status", "task", "trace",
-        "tried", "upstream", "usage", "waiter",
+        "accepted", "add_usage", "ask", "attempt_start", "attempts", "body", "bytes_in", "bytes_out", "client", "connect_ns",
+        "connected", "connection", "decision", "ended_at", "error", "fields", "first_byte", "first_token", "head", "lease",
+        "outcome", "plane", "queue_depth", "queued", "relay", "reported", "request_id", "routed", "sent", "since", "span_id",
+        "state", "status", "task", "trace", "tried", "upstream", "usage", "waiter",
     )  # fmt: skip
 
     relay: Relay
@@ -51,16 +50,17 @@ class Exchange:
         body: bytes,
         fields: Fields,
         ask: Ask,
-        trace: "Trace",
         now: int,
+        bytes_in: int,
     ) -> None:
         self.plane, self.client = plane, client
         self.head, self.body, self.fields, self.ask = head, body, fields, ask
-        self.trace = trace
-        self.request_id = head.request_id.decode() or trace.trace_id
+        self.trace = plane.trace_of(head)
+        self.request_id = head.request_id.decode() or self.trace.trace_id
         self.state = State.ROUTING
         self.add_usage = ask.stream and not asks_usage(fields) and heads.has_usage_option(head.path)
         self.accepted = self.since = now
+        self.bytes_in = bytes_in  # head and body
         self.queued = self.routed = self.connected = self.sent = self.first_byte = self.first_token = 0
         self.attempt_start = self.connect_ns = self.queue_depth = self.bytes_out = 0
         self.attempts: list[Attempt] = []
@@ -108,7 +108,7 @@ class Exchange:
         self.queue_depth = plane.waiting + plane.queued_elsewhere
         refused = plane.router.queue(self.ask.model).offer(waiter, now, plane.queued_elsewhere)
         if isinstance(refused, Refusal):
-            self._refuse(self._overloaded(refused.retry_after, refused.reason), now)
+            self._refuse(errors.saturated(self.ask.model, refused.reason, refused.retry_after), now)
             return
         self.waiter = waiter
         plane.waiting += 1
@@ -121,18 +121,7 @@ class Exchange:
     def overstayed(self, retry_after: float, now: int) -> None:
         """It waited in the queue for as long as it may."""
         self._left_queue()
-        self._refuse(self._overloaded(retry_after, "queue_timeout"), now)
-
-    def _overloaded(self, retry_after: float, reason: str) -> errors.Overloaded:
-        why = {
-            "queue_full": "the queue is full",
-            "would_wait_too_long": "the wait would pass queue_timeout",
-            "queue_timeout": "no instance became free within queue_timeout",
-        }
-        return errors.Overloaded(
-            f"All instances of {self.ask.model!r} are saturated and {why.get(reason, reason)}; try again in {retry_after:.1f} s.",
-            retry_after=retry_after,
-        )
+        self._refuse(errors.saturated(self.ask.model, "queue_timeout", retry_after), now)
 
     def _place(self, decision: Decision, now: int) -> None:
         """Takes a share of the instance's ledger and a connection to it."""
@@ -199,6 +188,7 @@ class Exchange:
         text = self._answer_head(answer, heads.Framing.LENGTH) + body
         self.client.transport.write(text)
         self.relay = Whole(now, len(text), body)
+        self._to(Event.END)
         self._finish(now)
 
     def answered(self, connection: EngineConnection, now: int) -> bool:
@@ -251,11 +241,11 @@ class Exchange:
 
     def ended(self, rest: bytes, now: int) -> None:
         """The answer is whole."""
+        self._to(Event.END)
         self.relay.end(rest, now)
         self._finish(now)
 
     def _finish(self, now: int) -> None:
-        self._to(Event.END)
         self.usage = self.relay.usage
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -275,7 +265,7 @@ class Exchange:
         if action is Action.BREAK:
             self._break(outcome, now)
             return
-        error = self._failure(outcome)
+        error = errors.spent(outcome, ((a.instance, a.status or a.outcome) for a in self.attempts))
         if may_retry(outcome, len(self.attempts)):
             if self.plane.router.budget.take(now):
                 found = self.plane.router.route(self.ask, now, self.tried, admit=False)
@@ -286,14 +276,6 @@ class Exchange:
             else:
                 self.plane.count("headrace_retry_budget_exhausted_total|" + outcome)
         self._refuse(error, now)
-
-    def _failure(self, outcome: Outcome) -> errors.ProxyError:
-        tries = ", ".join(f"{a.instance}: {a.status or a.outcome}" for a in self.attempts)
-        if outcome is Outcome.STALLED:
-            return errors.UpstreamTimeout(f"The engine gave no answer in time ({tries}).")
-        if outcome is Outcome.SATURATED:
-            return errors.Overloaded(f"Every instance that was tried is saturated ({tries}).", retry_after=1.0)
-        return errors.UpstreamError(f"No engine could answer ({tries}).")
 
     def _break(self, outcome: Outcome, now: int) -> None:
         self.error = errors.StreamBroken(

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from balancer.model import Decision, Priority
 from proxy.core.headers import Head
+from proxy.net.relay import Whole
 from telemetry.record import Record
 
 if TYPE_CHECKING:
@@ -30,13 +31,7 @@ def route_of(path: bytes) -> str:
     return "/v1/*" if bare.startswith(b"/v1/") else "other"
 
 
-class Nothing:
-    """What a relay has counted that never was."""
-
-    events = last = bytes_out = gap_max = gaps = 0
-
-
-NOTHING = Nothing()
+NOTHING = Whole(0, 0, b"")  # what a relay has counted that never was
 
 
 def of_exchange(exchange: "Exchange") -> Record:
@@ -61,7 +56,7 @@ def of_exchange(exchange: "Exchange") -> Record:
         ask.priority, 0, ask.prompt_bytes, ask.max_tokens, predicted, prompt, made, output, cached,
         exchange.accepted, exchange.queued, exchange.routed, exchange.connected, exchange.sent, exchange.first_byte,
         exchange.first_token, relay.last, exchange.ended_at, exchange.attempts, candidates, reason, version, "", "",
-        exchange.outcome, exchange.status, exchange.error.code if exchange.error else "", head.size + ask.prompt_bytes,
+        exchange.outcome, exchange.status, exchange.error.code if exchange.error else "", exchange.bytes_in,
         exchange.bytes_out or relay.bytes_out, events, relay.gap_max, relay.gaps, exchange.queue_depth,
     )  # fmt: skip
 

@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from balancer.model import Outcome
 from proxy.core import errors
 
 
@@ -52,3 +55,25 @@ def test_parse_reject_carries_its_rule() -> None:
     """The rule is the code, and the status may differ from 400."""
     error = errors.ParseReject("version", "no", 505)
     assert ("version", "version", 505, True) == (error.rule, error.code, error.http_status, error.close)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "text"),
+    [
+        (Outcome.STALLED, 504, "gave no answer in time (a: stalled, b: 503)"),
+        (Outcome.SATURATED, 429, "that was tried is saturated (a: stalled, b: 503)"),
+        (Outcome.RESET, 502, "No engine could answer (a: stalled, b: 503)"),
+    ],
+)
+def test_when_all_attempts_are_spent(outcome: Outcome, status: int, text: str) -> None:
+    """The last failure says which error; all attempts are named."""
+    error = errors.spent(outcome, [("a", "stalled"), ("b", 503)])
+    assert status == error.http_status
+    assert text in error.message
+
+
+def test_saturated() -> None:
+    """In plain words, with the time to come back."""
+    error = errors.saturated("m", "queue_full", 2.5)
+    assert "All instances of 'm' are saturated and the queue is full; try again in 2.5 s." == error.message
+    assert b"retry-after: 3\r\nretry-after-ms: 2500\r\n" == error.headers()

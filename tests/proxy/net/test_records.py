@@ -61,3 +61,15 @@ def test_of_many_only_some_teach() -> None:
         connection.data_received(answer(b'{"usage":{"prompt_tokens":9,"completion_tokens":7}}'))
     assert 10 * LEARNED == len(bench.plane.take_records())
     assert 0 < bench.router.estimator("m").snapshot()["output"][1] <= LEARNED  # type: ignore[index]
+
+
+def test_bytes_in_are_exact() -> None:
+    """Head and body as they came, by the short way too, where the head was read from another request."""
+    bench = Bench()
+    sizes = [10, 5000]
+    requests = [post(prompt="x" * size) for size in sizes]
+    for request in requests:
+        client, _ = bench.client()
+        client.data_received(request)
+        bench.engine_of(client)[0].data_received(answer())
+    assert [len(request) for request in requests] == [record.bytes_in for record in bench.plane.take_records()]
