@@ -14,6 +14,8 @@ import math
 from collections import OrderedDict, deque
 from typing import NamedTuple
 
+from balancer.model import Ask
+
 SECOND = 1_000_000_000  # ns
 OUTPUT_CHARGE = 2.0  # VTC's price of an output token, in input tokens
 OUTPUT_WORK = 0.5  # its work, in prefill tokens
@@ -34,13 +36,12 @@ class Refusal(NamedTuple):
 class Waiter:
     """A request that waits. Compared by identity."""
 
-    __slots__ = ("output_tokens", "priority", "prompt_tokens", "request", "since", "tenant")
+    __slots__ = ("ask", "output_tokens", "priority", "prompt_tokens", "request", "since", "tenant")
 
-    def __init__(
-        self, tenant: str, priority: int, prompt_tokens: int, output_tokens: int, since: int, request: object = None
-    ) -> None:
-        self.tenant = tenant
-        self.priority = priority
+    def __init__(self, ask: Ask, prompt_tokens: int, output_tokens: int, since: int, request: object = None) -> None:
+        self.ask = ask
+        self.tenant = ask.tenant
+        self.priority = ask.priority
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens  # predicted
         self.since = since  # ns: when it began to wait

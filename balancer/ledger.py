@@ -118,6 +118,22 @@ class Lease:
             self._cells[self._at + 1] += left - self._decode
             self._decode = left
 
+    def course(self) -> tuple[int, int]:
+        """How D goes on while the residual life stays as it is and an event is a token: by how many tokens it falls with
+        each event (1 or 0), and for how many events that holds (0: not even for the next). For who follows many leases.
+        """
+        if self._cap > 0 or self._tokens_per_event != 1.0:
+            return 0, 0
+        emitted, residual, expected = self.emitted, self._residual, self._expected
+        if expected - emitted <= residual[emitted.bit_length()]:
+            return 0, (1 << emitted.bit_length()) - 1 - emitted
+        last = emitted
+        for bits in range(emitted.bit_length(), expected.bit_length() + 1):
+            last = min((1 << bits) - 1, expected - residual[bits])  # D is expected - emitted up to here
+            if last < (1 << bits) - 1:
+                break
+        return 1, max(last, ((1 << bits) >> 1) - 1) - emitted
+
     def elapse(self, since_ns: int, ttft_ns: int, tpot_ns: int) -> None:
         """For answers that are not streamed: `since_ns` after the dispatch, A has left if its predicted TTFT is over,
         and D falls by a token every `tpot_ns`.

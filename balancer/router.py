@@ -6,13 +6,13 @@
     report   takes how each attempt ended, `learn` what a request really used
 
 Without saturation a request takes the better of the instances drawn. If these have enough to do, one that has not is
-looked for; if there is none, the answer is Shut.SATURATED and the request belongs in `queue(model)`.
+looked for; if there is none, the answer is Shut.SATURATED and the request waits: `enqueue`, until `admit` lets it go.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from random import Random
 
-from balancer.admit import Queue
+from balancer.admit import Queue, Refusal, Waiter
 from balancer.budget import RetryBudget
 from balancer.choose import DUE, FULL, OPEN, Policy, PowerOfChoices, View
 from balancer.estimate import Estimator
@@ -104,6 +104,27 @@ class Router:
         else:
             reason = "p2c" if len(candidates) > 1 else "only"
         return Decision(best.instance, candidates, reason, prompt, output, self.version)
+
+    def enqueue(self, ask: Ask, now: int, request: object = None, elsewhere: int = 0) -> Waiter | Refusal:
+        """Let a request wait that found no room. `request`: the caller's own, kept on the Waiter; `elsewhere`: how many
+        wait for its model at other workers.
+        """
+        estimator = self._estimators[ask.model]
+        prompt = estimator.prompt_tokens(ask.prompt_bytes)
+        waiter = Waiter(ask, prompt, estimator.output_tokens(prompt, ask.max_tokens), now, request)
+        return self._queues[ask.model].offer(waiter, now, elsewhere) or waiter
+
+    def admit(self, now: int) -> Iterator[tuple[Waiter, Decision]]:
+        """Those of the queues that instances can take now, in their turn; each must be opened before the next is asked
+        for.
+        """
+        for queue in self._queues.values():
+            while (first := queue.peek()) is not None:
+                found = self.route(first.ask, now)
+                if type(found) is not Decision:
+                    break
+                queue.take(now)
+                yield first, found
 
     def open(self, ask: Ask, decision: Decision, now: int) -> Lease:
         """The decision as work on the ledger; to be called when the request is sent on, once an attempt."""

@@ -101,16 +101,12 @@ class Exchange:
     def _enqueue(self, now: int) -> None:
         plane = self.plane
         self._to(Event.SATURATED)
-        estimator = plane.router.estimator(self.ask.model)
-        prompt = estimator.prompt_tokens(self.ask.prompt_bytes)
-        output = estimator.output_tokens(prompt, self.ask.max_tokens)
-        waiter = Waiter(self.ask.tenant, self.ask.priority, prompt, output, now, self)
         self.queue_depth = plane.waiting + plane.queued_elsewhere
-        refused = plane.router.queue(self.ask.model).offer(waiter, now, plane.queued_elsewhere)
-        if isinstance(refused, Refusal):
-            self._refuse(errors.saturated(self.ask.model, refused.reason, refused.retry_after), now)
+        entered = plane.router.enqueue(self.ask, now, self, plane.queued_elsewhere)
+        if isinstance(entered, Refusal):
+            self._refuse(errors.saturated(self.ask.model, entered.reason, entered.retry_after), now)
             return
-        self.waiter = waiter
+        self.waiter = entered
         plane.waiting += 1
         self.queued = self.since = now
 

@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable
 from typing import NamedTuple
 
-from balancer.model import Decision, Outcome
+from balancer.model import Outcome
 from balancer.router import Router
 from proxy.core.deadline import Deadlines
 from proxy.core.headers import Head
@@ -135,16 +135,10 @@ class Plane:
 
     def admit(self, now: int) -> None:
         """Gives the queue's first to instances that can take them again."""
-        for model in self.router.models:
-            queue = self.router.queue(model)
-            while (first := queue.peek()) is not None:
-                exchange = first.request
-                assert isinstance(exchange, Exchange)  # noqa: S101
-                found = self.router.route(exchange.ask, now)
-                if type(found) is not Decision:
-                    break
-                queue.take(now)
-                exchange.admitted(found, now)
+        for waiter, decision in self.router.admit(now):
+            exchange = waiter.request
+            assert isinstance(exchange, Exchange)  # noqa: S101
+            exchange.admitted(decision, now)
 
     # engine connections
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from balancer import admit
 from balancer.admit import Queue, Refusal, Waiter
+from balancer.model import Ask
 
 SECOND = 1_000_000_000
 RATE = 14_000.0
@@ -20,7 +21,7 @@ def queue(capacity: int = 1024, timeout: int = 30 * SECOND, rate: float = RATE) 
 
 def waiter(tenant: str = "a", priority: int = 1, prompt: int = 100, output: int = 50, since: int = 0) -> Waiter:
     """A request that waits."""
-    return Waiter(tenant, priority, prompt, output, since)
+    return Waiter(Ask("m", 4 * prompt, tenant=tenant, priority=priority), prompt, output, since)
 
 
 def test_first_come_first_served_inside_a_tenant() -> None:

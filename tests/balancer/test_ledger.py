@@ -71,6 +71,25 @@ def test_elapse() -> None:
     assert (0, 0, 1) == ledger.outstanding(0)
 
 
+@given(st.integers(0, 400), st.lists(st.integers(1, 300), min_size=64, max_size=64), st.integers(0, 500))
+def test_a_course_is_what_events_would_show(expected: int, residual: list[int], emitted: int) -> None:
+    ledger = Ledger([0] * WIDTH)
+    lease = ledger.acquire(0, 9, expected, residual)
+    lease.progress(emitted)
+    slope, events = lease.course()
+    before = ledger.outstanding(0)[1]
+    for event in range(1, min(events, 600) + 1):
+        lease.progress(1)
+        assert before - slope * event == ledger.outstanding(0)[1]
+    assert events >= 0
+
+
+def test_no_course_with_a_cap_or_with_events_of_several_tokens() -> None:
+    ledger = Ledger([0] * WIDTH)
+    assert ledger.acquire(0, 9, 50, RESIDUAL, cap=20).course() == (0, 0)
+    assert ledger.acquire(0, 9, 50, RESIDUAL, tokens_per_event=1.5).course() == (0, 0)
+
+
 def test_rows_are_summed() -> None:
     """Several workers see each other's work, and write only their own."""
     cells = [0] * 2 * WIDTH

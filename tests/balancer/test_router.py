@@ -213,7 +213,7 @@ def test_queue_of_a_gone_model_stays_until_it_is_empty() -> None:
     """Its waiters must be told."""
     made = router(1)
     queue = made.queue("m")
-    queue.offer(Waiter("t", 1, 10, 10, 0), 0)
+    queue.offer(Waiter(Ask("m", 40, tenant="t"), 10, 10, 0), 0)
     made.update(Table(2, {}), 0)
     assert (made.queue("m"), made.queued) == (queue, 1)
     queue.take(0)
@@ -227,8 +227,8 @@ def test_queue_limits_are_configured() -> None:
     made.configure(Balancing(), queue_capacity=1)
     made.configure(Balancing(), queue_timeout_ns=5 * SECOND)
     queue = made.queue("m")
-    assert queue.offer(Waiter("t", 1, 10, 10, 0), 0) is None
-    refusal = queue.offer(Waiter("t", 1, 10, 10, 0), 0)
+    assert queue.offer(Waiter(Ask("m", 40, tenant="t"), 10, 10, 0), 0) is None
+    refusal = queue.offer(Waiter(Ask("m", 40, tenant="t"), 10, 10, 0), 0)
     assert refusal is not None
     assert refusal.reason == "queue_full"
     assert len(queue.expire(5 * SECOND)) == 1
