@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 PRIOR_OUTPUT = 256.0
 PRIOR_BYTES = 4.0  # a token
 MIN_GAIN = 0.02
+LASTING = 50  # samples, from which on the gain is MIN_GAIN
 SHRINK = 8.0  # weight of the model's mean in a bucket's, while the bucket is young
 YOUNG = 64
 LENGTHS = 64  # powers of two that an int of tokens can have
@@ -34,8 +35,8 @@ class Mean:
 
     def add(self, sample: float) -> None:
         """Takes one sample; the first replaces the prior."""
-        self.count += 1
-        self.value += (sample - self.value) * max(1 / self.count, MIN_GAIN)
+        self.count = count = self.count + 1
+        self.value += (sample - self.value) * (1 / count if count < LASTING else MIN_GAIN)
 
 
 class Estimator:
@@ -92,13 +93,11 @@ class Estimator:
 
     def _learn_residual(self, output_tokens: int) -> None:
         """A request of n tokens had n - t to go at every t it passed: sampled where the bit length changes."""
-        for bits in range(output_tokens.bit_length() + 1):
-            passed = (1 << bits) >> 1  # the smallest number of this bit length
-            if passed > output_tokens:
-                break
-            mean = self._residual[bits]
-            mean.add(output_tokens - passed)
-            self.residual[bits] = max(1, round(mean.value)) if bits else 1
+        means, shown = self._residual, self.residual
+        for bits in range(1, output_tokens.bit_length() + 1):
+            mean = means[bits]
+            mean.add(output_tokens - (1 << (bits - 1)))  # the smallest number of this bit length was passed
+            shown[bits] = int(mean.value + 0.5) or 1
 
     def snapshot(self) -> dict[str, object]:
         """All that was learned, as plain data."""

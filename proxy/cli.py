@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -80,6 +81,45 @@ def replay(trace: str, url: str, model: str | None, speed: float, limit: int | N
     from fixtures.replay import run as run_replay
 
     sys.exit(run_replay(trace, url, model=model, speed=speed, limit=limit, json_file=json_file))
+
+
+@main.command(epilog="Example: headrace simulate azure-conv --load 0.6,0.75,0.9 --plot conv.png")
+@click.argument("trace")
+@click.option(
+    "--policy", "policies", multiple=True, help="Only these (may be repeated); left out: all, and both bounds."
+)
+@click.option("--instances", default="8xa100", show_default=True, help="Like 6xa100,2xh100.")
+@click.option(
+    "--load", "loads", default="0.75", show_default=True, help="Share of what they sustain; one, or like 0.5,0.75."
+)
+@click.option("--seeds", default=3, show_default=True, help="Simulations of each policy at each load.")
+@click.option("--choices", default=2, show_default=True, help="Instances that headrace compares for a request.")
+@click.option(
+    "--explain", default=None, type=int, help="Only say why headrace placed the request with this number as it did."
+)
+@click.option(
+    "--plot", default=None, type=click.Path(path_type=Path), help="Draw everything against load into this PNG."
+)
+@click.option(
+    "--json",
+    "json_file",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Write the figures there; - for standard output.",
+)
+def simulate(loads: str, choices: int, policies: tuple[str, ...], **options: Any) -> None:
+    """Policies side by side in virtual time. TRACE: a file, or azure-conv, azure-code, mooncake-conversation."""
+    from balancer.model import Balancing
+    from fixtures.simulate.command import Asked
+    from fixtures.simulate.command import run as run_simulate
+
+    try:
+        numbers = [float(load) for load in loads.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"must be numbers like 0.5,0.75, got {loads!r}", param_hint="--load") from None
+    sys.exit(
+        run_simulate(Asked(policies=list(policies), loads=numbers, settings=Balancing(choices=choices), **options))
+    )
 
 
 @main.command(epilog="Example: headrace engine --port 9000 --profile a100")
