@@ -121,7 +121,8 @@ class View:
     def draw(self, count: int, now: int, tried: Collection[int] = ()) -> list[Instance]:
         """Up to `count` distinct usable instances that were not tried, drawn in proportion to weight.
 
-        A retry (`tried` is not empty) is no trial, unless nothing else is left.
+        A retry (`tried` is not empty) goes to no ejected instance, be it as a trial or in a panic, unless nothing else is
+        left.
         """
         drawn = self._draw(count, now, tried, not tried)
         return drawn or (self._draw(count, now, tried, True) if tried else drawn)
@@ -189,7 +190,7 @@ class View:
 
     def _usable(self, cell: int, now: int, trials: bool) -> bool:
         note = self._health.notes.get(cell)
-        if note is None or self.panic:
+        if note is None or (self.panic and trials):
             return True
         return note.usable(now) and (trials or note.state is State.HEALTHY)
 

@@ -101,6 +101,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: int  # P, estimated
     output_tokens: int  # L, predicted
     version: int  # of the Table it was made with
+    ttft: float = 0.0  # predicted seconds to the first token: the instance's score
 
 
 REASONS = {

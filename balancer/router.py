@@ -21,8 +21,16 @@ from balancer.ledger import Lease, Ledger
 from balancer.model import Ask, Balancing, Decision, Outcome, Shut, Table
 
 SECOND = 1_000_000_000  # ns
+PATIENCE = 3 * SECOND // 4
 QUEUE_CAPACITY = 1024
 QUEUE_TIMEOUT = 30 * SECOND
+
+
+def patience(decision: Decision) -> int:
+    """Nanoseconds after which a stream without a first token counts as a failure of its instance, though it goes on
+    waiting: twice what was predicted and 3/4 s. Who looks four times a second notices within 2 x TTFT + 1 s.
+    """
+    return int(2 * decision.ttft * SECOND) + PATIENCE
 
 
 class Router:
@@ -103,7 +111,7 @@ class Router:
             reason = "trial"
         else:
             reason = "p2c" if len(candidates) > 1 else "only"
-        return Decision(best.instance, candidates, reason, prompt, output, self.version)
+        return Decision(best.instance, candidates, reason, prompt, output, self.version, best.candidate.score)
 
     def enqueue(self, ask: Ask, now: int, request: object = None, elsewhere: int = 0) -> Waiter | Refusal:
         """Let a request wait that found no room. `request`: the caller's own, kept on the Waiter; `elsewhere`: how many

@@ -38,6 +38,7 @@ log = logging.getLogger("headrace.worker")
 SECOND = 1_000_000_000
 FLUSH = 0.05  # s between batches, and how often the event loop's lag is measured
 LAG_SAMPLES = 20  # flushes between two lag samples that are sent
+LOOK, LOOK_WAITING = 0.25, 0.01  # s between two looks at attempts and at the queue, and while requests wait there
 FULL_BATCH = 256  # records
 RECONNECT = 0.2  # s
 LAST_WORDS = 2.0  # s that a drained worker waits for its last records to be counted
@@ -81,6 +82,7 @@ class Worker:
         self._spawn(self._keep_agent())
         self._flush_at(self.loop.time() + FLUSH)
         self._sweep()
+        self._look()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         """Runs a part; its crash is logged and ends the worker, which the supervisor starts again."""
@@ -256,6 +258,17 @@ class Worker:
         plane.sweep(now)
         self._guard()
         board.beat(row, now)
+
+    def _look(self) -> None:
+        """Four times a second: attempts that seem stalled. While requests wait, more often: what the location's other
+        workers finish makes room too.
+        """
+        plane = self.plane
+        self.loop.call_later(LOOK_WAITING if plane.waiting else LOOK, self._look)
+        now = time.monotonic_ns()
+        plane.notice(now)
+        if plane.waiting:
+            plane.admit(now)
 
     def _guard(self) -> None:
         """Stops accepting before connections or descriptors run out; goes on when there is room again."""

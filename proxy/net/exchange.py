@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from balancer.admit import Refusal, Waiter
 from balancer.ledger import Lease
 from balancer.model import Ask, Decision, Outcome, Shut
+from balancer.router import patience
 from proxy.core import errors, heads
 from proxy.core.deadline import WAITING_COMMENT_NS
 from proxy.core.exchange import ROWS, Action, Event, State, impossible
@@ -33,8 +34,8 @@ class Exchange:
     __slots__ = (
         "accepted", "add_usage", "ask", "attempt_start", "attempts", "body", "bytes_in", "bytes_out", "client", "connect_ns",
         "connected", "connection", "decision", "ended_at", "error", "fields", "first_byte", "first_token", "head", "lease",
-        "outcome", "plane", "queue_depth", "queued", "relay", "reported", "request_id", "routed", "sent", "since", "span_id",
-        "state", "status", "task", "trace", "tried", "upstream", "usage", "waiter",
+        "noticed", "outcome", "plane", "queue_depth", "queued", "relay", "reported", "request_id", "routed", "sent", "since",
+        "span_id", "state", "status", "task", "trace", "tried", "upstream", "usage", "waiter",
     )  # fmt: skip
 
     relay: Relay
@@ -126,7 +127,7 @@ class Exchange:
         self.decision, self.routed = decision, now
         self.tried += (cell,)
         self.lease = self.plane.router.open(self.ask, decision, now)
-        self.reported = False
+        self.reported = self.noticed = False
         self.upstream = self.plane.site.upstreams[self.ask.model][cell]
         self.span_id = self.plane.new_span_id()
         self.attempt_start = self.since = now
@@ -374,8 +375,16 @@ class Exchange:
     def _elapse(self, now: int) -> None:
         assert self.lease is not None  # noqa: S101
         assert self.decision is not None  # noqa: S101
-        predicted = min(c.score for c in self.decision.candidates) if self.decision.candidates else 0.0
-        self.lease.elapse(now - self.sent, int(predicted * 1e9), self.plane.tpot_ns)
+        self.lease.elapse(now - self.sent, int(self.decision.ttft * 1e9), self.plane.tpot_ns)
+
+    def notice(self, now: int) -> None:
+        """Four times a second while there is no first token: the balancer hears once of an attempt that seems stalled."""
+        decision = self.decision
+        if decision is None or self.noticed or not self.ask.stream or self.lease is None or self.task is not None:
+            return
+        if now - self.sent > patience(decision):
+            self.noticed = True
+            self._report(Outcome.STALLED, now)
 
     def _timeout(self, now: int) -> None:
         if self.task is not None:

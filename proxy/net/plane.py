@@ -133,6 +133,13 @@ class Plane:
         for pool in self.pools.values():
             pool.sweep(now)
 
+    def notice(self, now: int) -> None:
+        """Four times a second: who waits for a first token much longer than predicted."""
+        for client in self.open_clients:
+            exchange = client.exchange
+            if exchange is not None and not exchange.first_token:
+                exchange.notice(now)
+
     def admit(self, now: int) -> None:
         """Gives the queue's first to instances that can take them again."""
         for waiter, decision in self.router.admit(now):
