@@ -6,8 +6,11 @@ input + 2 x output tokens, predicted; `settle` puts that right at its end. A ten
 least counter of those that wait, so nobody saves up idle time; that is also why an idle tenant's counter may be
 forgotten. Inside a tenant: first come, first served.
 
-The queue is bounded in length and in time. The predicted wait is the work waiting (P + L/2, as the ledger counts it)
-over the drain rate: what was taken per second of backlog, an average over 10 s that starts from the fleet's capacity.
+The queue is bounded in length and in time. The predicted wait is the work that goes first (P + L/2, as the ledger counts
+it) over the drain rate: what was taken per second of backlog, an average over 10 s that starts from the fleet's capacity.
+Of the other tenants no more goes first than of the newcomer's own. A full queue takes a newcomer in the place of the last
+one of the tenant with most waiting, of a lower class or of its own, if that still leaves this tenant no fewer places: who
+asks for little is not kept out by who asks for much.
 """
 
 import math
@@ -31,6 +34,18 @@ class Refusal(NamedTuple):
 
     retry_after: float  # seconds until the queue's tail would start, more than 0
     reason: str  # "queue_full" or "would_wait_too_long"
+
+
+class Entry(NamedTuple):
+    """What became of a newcomer."""
+
+    refusal: Refusal | None = None  # None: it waits
+    displaced: "Waiter | None" = None  # who waits no longer, so that it could
+
+
+def refusal(wait: float, reason: str) -> Refusal:
+    """A refusal whose retry-after is the predicted wait, within bounds."""
+    return Refusal(min(RETRY_MAX, max(RETRY_MIN, wait)), reason)
 
 
 class Waiter:
@@ -69,6 +84,7 @@ class Queue:
         "_level",
         "_rate",
         "_taken",
+        "_tenant_work",
         "_timeout",
         "_ttft_target",
         "_waiting",
@@ -82,13 +98,16 @@ class Queue:
         self._arrivals: Line = OrderedDict()
         self._classes: dict[int, dict[str, Line]] = {}  # by priority, by tenant; no empty ones
         self._work: dict[int, float] = {}  # waiting, by priority
+        self._tenant_work: dict[tuple[int, str], float] = {}  # the same by tenant, too; no empty ones
         self._waiting: dict[str, int] = {}  # requests by tenant; no zeros
         self._counters: dict[str, float] = {}  # tokens charged; of every waiting tenant, and of some idle ones
         self._level = 0.0  # the counter of the tenant served last, for a queue that is empty
         self._taken = 0.0  # work taken lately, decayed
         self._backlog = 0.0  # seconds with somebody waiting, decayed alike
         self._at = 0  # when these two were brought up to date
-        self._waits: deque[tuple[int, int]] = deque()  # (when, waited): of the last second, waits rising
+        self._waits: dict[
+            tuple[int, str], deque[tuple[int, int]]
+        ] = {}  # (when, waited) of the last second, waits rising
 
     def configure(self, capacity: int, timeout_ns: int, rate: float, ttft_target: float) -> None:
         """`capacity`: requests that may wait, at all workers; `rate`: the fleet's token-equivalents a second."""
@@ -101,21 +120,28 @@ class Queue:
         """How many wait."""
         return len(self._arrivals)
 
-    def offer(self, waiter: Waiter, now: int, elsewhere: int = 0) -> Refusal | None:
-        """Let it wait, unless this returns a refusal. `elsewhere`: how many wait for the model at other workers."""
-        wait = self.wait(now, waiter.priority)
-        if len(self._arrivals) + elsewhere >= self._capacity:
-            return Refusal(min(RETRY_MAX, max(RETRY_MIN, wait)), "queue_full")
-        overloaded = self.shortest_wait(now) > 0.5 * self._ttft_target
+    def offer(self, waiter: Waiter, now: int, elsewhere: int = 0) -> Entry:
+        """Let it wait, or refuse it. `elsewhere`: how many wait for the model at other workers."""
+        wait = self.wait(now, waiter.priority, waiter)
+        overloaded = self.shortest_wait(now, waiter) > 0.5 * self._ttft_target
         if overloaded and wait * SECOND > self._timeout:
-            return Refusal(min(RETRY_MAX, max(RETRY_MIN, wait)), "would_wait_too_long")
+            return Entry(refusal(wait, "would_wait_too_long"))
+        displaced = None
+        if len(self._arrivals) + elsewhere >= self._capacity:
+            displaced = self._least_due(waiter)
+            if displaced is None:
+                return Entry(refusal(wait, "queue_full"))
         self._advance(now)
+        if displaced is not None:
+            self._remove(displaced)
         self._lift(waiter.tenant)
         self._arrivals[waiter] = None
         line = self._classes.setdefault(waiter.priority, {}).setdefault(waiter.tenant, OrderedDict())
         line[waiter] = None
         self._work[waiter.priority] = self._work.get(waiter.priority, 0.0) + waiter.work
-        return None
+        key = waiter.priority, waiter.tenant
+        self._tenant_work[key] = self._tenant_work.get(key, 0.0) + waiter.work
+        return Entry(displaced=displaced)
 
     def peek(self) -> Waiter | None:
         """Who is next; None if nobody waits. Linear in the waiting tenants of the first class."""
@@ -134,12 +160,13 @@ class Queue:
         self._level = self._counters[waiter.tenant]
         self._counters[waiter.tenant] += waiter.prompt_tokens + OUTPUT_CHARGE * waiter.output_tokens
         self._taken += waiter.work
-        waited = max(0, now - waiter.since)
-        while self._waits and (self._waits[-1][1] >= waited):
-            self._waits.pop()
-        self._waits.append((now, waited))
-        while now - self._waits[0][0] > WAIT_WINDOW:
-            self._waits.popleft()
+        if (key := (waiter.priority, waiter.tenant)) in self._tenant_work:
+            waits, waited = self._waits.setdefault(key, deque()), max(0, now - waiter.since)
+            while waits and waits[-1][1] >= waited:
+                waits.pop()
+            waits.append((now, waited))
+            while now - waits[0][0] > WAIT_WINDOW:
+                waits.popleft()
         return waiter
 
     def drop(self, waiter: Waiter) -> bool:
@@ -161,26 +188,52 @@ class Queue:
             expired.append(oldest)
         return expired
 
-    def wait(self, now: int, priority: int | None = None) -> float:
-        """Seconds that a newcomer of this priority (None: the lowest) would wait, if it came last."""
+    def wait(self, now: int, priority: int | None = None, newcomer: Waiter | None = None) -> float:
+        """Seconds that a newcomer of this priority (None: the lowest) would wait, if it came last; that this one would,
+        with its tenant's share.
+        """
         work = sum(work for rank, work in self._work.items() if priority is None or rank <= priority)
+        if newcomer is not None and work:
+            work += self._ahead(newcomer) - self._work.get(newcomer.priority, 0.0)
         if not work:
             return 0.0
         decay, backlog = self._decay(now)
         rate = (self._taken * decay + self._rate * PRIOR) / (backlog + PRIOR)
         return work / rate if rate > 0 else RETRY_MAX
 
-    def shortest_wait(self, now: int) -> float:
-        """Seconds: the shortest wait of those taken in the last second; if there were none, the oldest's so far."""
-        for when, waited in self._waits:
+    def shortest_wait(self, now: int, like: Waiter) -> float:
+        """Seconds: of those of this one's tenant and class, the shortest wait of the ones taken in the last second; if
+        there were none, the oldest's so far; 0 if none waits.
+        """
+        key = like.priority, like.tenant
+        for when, waited in self._waits.get(key, ()):
             if now - when <= WAIT_WINDOW:
                 return waited / SECOND
-        return max(0, now - next(iter(self._arrivals)).since) / SECOND if self._arrivals else 0.0
+        line = self._classes.get(like.priority, {}).get(like.tenant)
+        return max(0, now - next(iter(line)).since) / SECOND if line else 0.0
 
     def settle(self, tenant: str, output_tokens: int) -> None:
         """A request taken from here ended with so many more output tokens than predicted (fewer: negative)."""
         if tenant in self._counters:
             self._counters[tenant] += OUTPUT_CHARGE * output_tokens
+
+    def _ahead(self, newcomer: Waiter) -> float:
+        """The work of its class that goes before it: its tenant's own, and as much of each other's."""
+        rank = newcomer.priority
+        own = self._tenant_work.get((rank, newcomer.tenant), 0.0)
+        others = (self._tenant_work[rank, name] for name in self._classes.get(rank, ()) if name != newcomer.tenant)
+        return own + sum(min(work, own + newcomer.work) for work in others)
+
+    def _least_due(self, newcomer: Waiter) -> Waiter | None:
+        """Who leaves a full queue for this one, if anybody."""
+        rank = max(self._classes, default=-1)
+        if rank < newcomer.priority:
+            return None
+        lines = self._classes[rank]
+        most = max(lines, key=lambda name: len(lines[name]))
+        if rank == newcomer.priority and len(lines[most]) <= len(lines.get(newcomer.tenant, ())) + 1:
+            return None
+        return next(reversed(lines[most]))
 
     def _lift(self, tenant: str) -> None:
         self._waiting[tenant] = self._waiting.get(tenant, 0) + 1
@@ -197,11 +250,13 @@ class Queue:
         line = lines[waiter.tenant]
         del line[waiter]
         self._work[waiter.priority] -= waiter.work
+        self._tenant_work[waiter.priority, waiter.tenant] -= waiter.work
         self._waiting[waiter.tenant] -= 1
         if not self._waiting[waiter.tenant]:
             del self._waiting[waiter.tenant]
         if not line:
-            del lines[waiter.tenant]
+            del lines[waiter.tenant], self._tenant_work[waiter.priority, waiter.tenant]
+            self._waits.pop((waiter.priority, waiter.tenant), None)
         if not lines:
             del self._classes[waiter.priority], self._work[waiter.priority]
 

@@ -12,7 +12,7 @@ looked for; if there is none, the answer is Shut.SATURATED and the request waits
 from collections.abc import Collection, Iterator
 from random import Random
 
-from balancer.admit import Queue, Refusal, Waiter
+from balancer.admit import Entry, Queue, Waiter
 from balancer.budget import RetryBudget
 from balancer.choose import DUE, FULL, OPEN, Policy, PowerOfChoices, View
 from balancer.estimate import Estimator
@@ -113,14 +113,14 @@ class Router:
             reason = "p2c" if len(candidates) > 1 else "only"
         return Decision(best.instance, candidates, reason, prompt, output, self.version, best.candidate.score)
 
-    def enqueue(self, ask: Ask, now: int, request: object = None, elsewhere: int = 0) -> Waiter | Refusal:
-        """Let a request wait that found no room. `request`: the caller's own, kept on the Waiter; `elsewhere`: how many
-        wait for its model at other workers.
+    def enqueue(self, ask: Ask, now: int, request: object = None, elsewhere: int = 0) -> tuple[Waiter, Entry]:
+        """Let a request wait that found no room, unless the Entry refuses it; who is displaced for it is refused, too.
+        `request`: the caller's own, kept on the Waiter; `elsewhere`: how many wait for its model at other workers.
         """
         estimator = self._estimators[ask.model]
         prompt = estimator.prompt_tokens(ask.prompt_bytes)
         waiter = Waiter(ask, prompt, estimator.output_tokens(prompt, ask.max_tokens), now, request)
-        return self._queues[ask.model].offer(waiter, now, elsewhere) or waiter
+        return waiter, self._queues[ask.model].offer(waiter, now, elsewhere)
 
     def admit(self, now: int) -> Iterator[tuple[Waiter, Decision]]:
         """Those of the queues that instances can take now, in their turn; each must be opened before the next is asked

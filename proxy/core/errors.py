@@ -180,6 +180,7 @@ class UpstreamTimeout(ProxyError):
 _WHY_SATURATED = {
     "queue_full": "the queue is full",
     "would_wait_too_long": "the wait would pass queue_timeout",
+    "displaced": "others that ask for less came first",
     "queue_timeout": "no instance became free within queue_timeout",
 }
 

@@ -7,7 +7,7 @@ answer's end; a Relay from the answer's head; one Record at the end, whatever th
 import asyncio
 from typing import TYPE_CHECKING
 
-from balancer.admit import Refusal, Waiter
+from balancer.admit import Waiter
 from balancer.ledger import Lease
 from balancer.model import Ask, Decision, Outcome, Shut
 from balancer.router import patience
@@ -103,22 +103,26 @@ class Exchange:
         plane = self.plane
         self._to(Event.SATURATED)
         self.queue_depth = plane.waiting + plane.queued_elsewhere
-        entered = plane.router.enqueue(self.ask, now, self, plane.queued_elsewhere)
-        if isinstance(entered, Refusal):
-            self._refuse(errors.saturated(self.ask.model, entered.reason, entered.retry_after), now)
+        waiter, (refusal, displaced) = plane.router.enqueue(self.ask, now, self, plane.queued_elsewhere)
+        if refusal is not None:
+            self._refuse(errors.saturated(self.ask.model, refusal.reason, refusal.retry_after), now)
             return
-        self.waiter = entered
+        self.waiter = waiter
         plane.waiting += 1
         self.queued = self.since = now
+        if displaced is not None:
+            other = displaced.request
+            assert isinstance(other, Exchange)  # noqa: S101
+            other.put_out("displaced", max(1.0, plane.router.queue(self.ask.model).wait(now, displaced.priority)), now)
 
     def _left_queue(self) -> None:
         self.waiter = None
         self.plane.waiting -= 1
 
-    def overstayed(self, retry_after: float, now: int) -> None:
-        """It waited in the queue for as long as it may."""
+    def put_out(self, reason: str, retry_after: float, now: int) -> None:
+        """It may wait in the queue no longer."""
         self._left_queue()
-        self._refuse(errors.saturated(self.ask.model, "queue_timeout", retry_after), now)
+        self._refuse(errors.saturated(self.ask.model, reason, retry_after), now)
 
     def _place(self, decision: Decision, now: int) -> None:
         """Takes a share of the instance's ledger and a connection to it."""

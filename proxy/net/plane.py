@@ -128,7 +128,7 @@ class Plane:
             for waiter in queue.expire(now):
                 exchange = waiter.request
                 assert isinstance(exchange, Exchange)  # noqa: S101
-                exchange.overstayed(max(1.0, queue.wait(now)), now)
+                exchange.put_out("queue_timeout", max(1.0, queue.wait(now)), now)
         self.admit(now)
         for pool in self.pools.values():
             pool.sweep(now)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer import admit
-from balancer.admit import Queue, Refusal, Waiter
+from balancer.admit import Entry, Queue, Refusal, Waiter
 from balancer.model import Ask
 
 SECOND = 1_000_000_000
@@ -28,7 +28,7 @@ def test_first_come_first_served_inside_a_tenant() -> None:
     """One tenant's requests keep their order."""
     line, waiters = queue(), [waiter(prompt=p) for p in (900, 5, 70)]
     for w in waiters:
-        assert line.offer(w, 0) is None
+        assert line.offer(w, 0).refusal is None
     assert waiters == [line.take(0) for _ in waiters]
     assert line.take(0) is None
     assert len(line) == 0
@@ -114,8 +114,8 @@ def test_full_queue_refuses_with_the_tail_s_wait() -> None:
     """Those waiting at other workers count; retry-after is the work waiting over the rate."""
     line = queue(capacity=10)
     for _ in range(6):
-        assert line.offer(waiter(prompt=14_000, output=0), 0, elsewhere=4) is None
-    refusal = line.offer(waiter(), 0, elsewhere=4)
+        assert line.offer(waiter(prompt=14_000, output=0), 0, elsewhere=4).refusal is None
+    refusal = line.offer(waiter(), 0, elsewhere=4).refusal
     assert refusal == Refusal(6.0, "queue_full")
 
 
@@ -123,8 +123,8 @@ def test_refuses_at_once_what_would_wait_too_long() -> None:
     """But only while the queue has stood for half the TTFT target."""
     line = queue(timeout=5 * SECOND)
     for _ in range(10):
-        assert line.offer(waiter(prompt=14_000, output=0), 0) is None
-    refusal = line.offer(waiter(), SECOND)
+        assert line.offer(waiter(prompt=14_000, output=0), 0).refusal is None
+    refusal = line.offer(waiter(), SECOND).refusal
     assert refusal is not None
     assert refusal.reason == "would_wait_too_long"
     assert refusal.retry_after > 5
@@ -135,7 +135,7 @@ def test_higher_class_is_not_refused_for_the_lower_s_wait() -> None:
     line = queue(timeout=5 * SECOND)
     for _ in range(10):
         line.offer(waiter(prompt=14_000, output=0, priority=2), 0)
-    assert line.offer(waiter(priority=0), SECOND) is None
+    assert line.offer(waiter(priority=0), SECOND).refusal is None
     assert line.wait(SECOND, 0) < line.wait(SECOND)
 
 
@@ -147,7 +147,7 @@ def test_retry_after_is_finite_and_positive(count: int, rate: float, now: int, t
         line.offer(waiter(), 0)
     for _ in range(min(takes, count - 1)):
         line.take(now)
-    refusal = line.offer(waiter(), now, elsewhere=count)
+    refusal = line.offer(waiter(), now, elsewhere=count).refusal
     assert refusal is not None
     assert 0 < refusal.retry_after < math.inf
 
@@ -172,23 +172,72 @@ def test_reads_do_not_mutate() -> None:
     """Asking twice, or later and again, gives the same."""
     line = queue()
     line.offer(waiter(), 0)
-    before = line.wait(SECOND), line.shortest_wait(SECOND)
+    before = line.wait(SECOND), line.shortest_wait(SECOND, waiter())
     line.wait(90 * SECOND)
-    line.shortest_wait(90 * SECOND)
-    assert before == (line.wait(SECOND), line.shortest_wait(SECOND))
+    line.shortest_wait(90 * SECOND, waiter())
+    assert before == (line.wait(SECOND), line.shortest_wait(SECOND, waiter()))
 
 
 def test_shortest_wait_of_the_last_second() -> None:
     """The least of those taken; else how long the oldest has waited."""
     line = queue()
-    assert line.shortest_wait(0) == 0.0
+    assert line.shortest_wait(0, waiter()) == 0.0
     for since in (0, SECOND, 2 * SECOND, 2 * SECOND):
         line.offer(waiter(since=since), since)
-    assert line.shortest_wait(3 * SECOND) == 3.0
+    assert line.shortest_wait(3 * SECOND, waiter()) == 3.0
     for _ in range(3):
         line.take(3 * SECOND)
-    assert line.shortest_wait(3 * SECOND + SECOND // 2) == 1.0
-    assert line.shortest_wait(5 * SECOND) == 3.0
+    assert line.shortest_wait(3 * SECOND + SECOND // 2, waiter()) == 1.0
+    assert line.shortest_wait(5 * SECOND, waiter()) == 3.0
+
+
+def test_shortest_wait_is_the_tenant_s_own() -> None:
+    """Who is served at once is no sign that the others are."""
+    line = queue()
+    for _ in range(5):
+        line.offer(waiter("heavy"), 0)
+    line.offer(waiter("light"), 3 * SECOND)
+    assert line.shortest_wait(3 * SECOND, waiter("heavy")) == 3.0
+    assert line.shortest_wait(4 * SECOND, waiter("light")) == 4.0  # it says that it waits since 0
+    assert line.shortest_wait(3 * SECOND, waiter("stranger")) == 0.0
+
+
+def test_of_the_others_no_more_goes_first_than_of_one_s_own() -> None:
+    """By the time it is its turn, the others were served as much as its tenant."""
+    line = queue(rate=1000.0)
+    for _ in range(100):
+        line.offer(waiter("heavy", prompt=100, output=0), 0)
+    newcomer = waiter("light", prompt=200, output=0)
+    assert line.wait(0, 1, newcomer) == pytest.approx(0.2)
+    line.offer(newcomer, 0)
+    assert line.wait(0, 1, waiter("light", prompt=200, output=0)) == pytest.approx(0.2 + 0.4)
+    assert line.wait(0, 1, waiter("heavy", prompt=100, output=0)) == pytest.approx(10.2)
+
+
+def test_a_full_queue_makes_room_for_who_has_fewer_places() -> None:
+    """The last one of the tenant with most leaves; nobody does for that tenant itself."""
+    line = queue(capacity=4)
+    heavy = [waiter("heavy") for _ in range(4)]
+    for each in heavy:
+        line.offer(each, 0)
+    assert line.offer(waiter("heavy"), 0).refusal is not None
+    assert line.offer(waiter("light"), 0) == Entry(None, heavy[3])
+    assert line.offer(waiter("light"), 0) == Entry(None, heavy[2])
+    refusal = line.offer(waiter("light"), 0).refusal
+    assert refusal is not None
+    assert refusal.reason == "queue_full"
+    assert line.offer(waiter("third"), 0).displaced is not None
+    assert len(line) == 4
+
+
+def test_a_full_queue_makes_room_for_a_higher_class() -> None:
+    line = queue(capacity=2)
+    batch = [waiter(priority=2) for _ in range(2)]
+    for each in batch:
+        line.offer(each, 0)
+    assert line.offer(waiter(priority=0), 0) == Entry(None, batch[1])
+    assert line.offer(waiter("other", priority=1), 0) == Entry(None, batch[0])
+    assert line.offer(waiter("third", priority=2), 0).refusal is not None
 
 
 def test_expire_takes_the_old_ones_out() -> None:
@@ -231,7 +280,7 @@ def test_work_and_length_agree_with_what_waits(steps: list[tuple[str, int]]) -> 
         now += n * SECOND
         if step == "offer":
             w = waiter("abcd"[n], n % 3, 10 + n, n, now)
-            if line.offer(w, now) is None:
+            if line.offer(w, now).refusal is None:
                 inside.append(w)
         elif step == "take":
             taken = line.take(now)

@@ -227,8 +227,8 @@ def test_queue_limits_are_configured() -> None:
     made.configure(Balancing(), queue_capacity=1)
     made.configure(Balancing(), queue_timeout_ns=5 * SECOND)
     queue = made.queue("m")
-    assert queue.offer(Waiter(Ask("m", 40, tenant="t"), 10, 10, 0), 0) is None
-    refusal = queue.offer(Waiter(Ask("m", 40, tenant="t"), 10, 10, 0), 0)
+    assert queue.offer(Waiter(Ask("m", 40, tenant="t"), 10, 10, 0), 0).refusal is None
+    refusal = queue.offer(Waiter(Ask("m", 40, tenant="t"), 10, 10, 0), 0).refusal
     assert refusal is not None
     assert refusal.reason == "queue_full"
     assert len(queue.expire(5 * SECOND)) == 1
