@@ -57,6 +57,11 @@ class Estimator:
         """How many tokens an event stands for."""
         return self._events.value
 
+    @property
+    def samples(self) -> int:
+        """How many answers taught it."""
+        return self._output.count
+
     def prompt_tokens(self, prompt_bytes: int) -> int:
         """Tokens of a prompt of so many bytes, at least 1."""
         return max(1, int(prompt_bytes / self._bytes.value))

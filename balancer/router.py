@@ -9,7 +9,7 @@ Without saturation a request takes the better of the instances drawn. If these h
 looked for; if there is none, the answer is Shut.SATURATED and the request waits: `enqueue`, until `admit` lets it go.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from random import Random
 
 from balancer.admit import Entry, Queue, Waiter
@@ -55,6 +55,7 @@ class Router:
         self._views: dict[str, View] = {}
         self._names: dict[int, str] = {}  # of instances, by cell
         self._estimators: dict[str, Estimator] = {}
+        self._remembered: Mapping[str, Mapping[str, object]] = {}
         self._queues: dict[str, Queue] = {}
         self.configure(settings or Balancing(), queue_capacity, queue_timeout_ns)
 
@@ -80,7 +81,7 @@ class Router:
             model: View(fleet, self._ledger, self.health, self._random, self._views.get(model))
             for model, fleet in table.models.items()
         }
-        self._estimators = {model: self._estimators.get(model) or Estimator() for model in table.models}
+        self._estimators = {model: self._estimators.get(model) or self._new_estimator(model) for model in table.models}
         kept = {model: queue for model, queue in self._queues.items() if model in table.models or len(queue)}
         self._queues = kept | {model: self._new_queue() for model in table.models if model not in kept}
         self._configure_parts()
@@ -160,6 +161,17 @@ class Router:
         if estimator is not None:
             estimator.learn(ask.prompt_bytes, prompt_tokens, ask.max_tokens, output_tokens, events)
 
+    def learned(self) -> dict[str, dict[str, object]]:
+        """What the estimators have learned, as plain data by model."""
+        return {model: estimator.snapshot() for model, estimator in self._estimators.items() if estimator.samples}
+
+    def remember(self, learned: Mapping[str, Mapping[str, object]]) -> None:
+        """Let models that nothing is known of yet, now or later, begin with this; ValueError if it is no such data."""
+        self._remembered = learned
+        for model, estimator in self._estimators.items():
+            if model in learned and not estimator.samples:
+                estimator.restore(learned[model])
+
     def estimator(self, model: str) -> Estimator:
         """The model's estimator; KeyError if the Table does not know the model."""
         return self._estimators[model]
@@ -187,6 +199,12 @@ class Router:
         cells = self.health.ejected(now)
         out = {cell for view in self._views.values() if not view.panic for cell in cells if cell in view.cells}
         return [self._names[cell] for cell in sorted(out)]
+
+    def _new_estimator(self, model: str) -> Estimator:
+        estimator = Estimator()
+        if model in self._remembered:
+            estimator.restore(self._remembered[model])
+        return estimator
 
     def _new_queue(self) -> Queue:
         return Queue(self._queue_capacity, self._queue_timeout, 0.0)

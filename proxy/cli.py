@@ -90,7 +90,7 @@ def replay(trace: str, url: str, model: str | None, speed: float, limit: int | N
 )
 @click.option("--instances", default="8xa100", show_default=True, help="Like 6xa100,2xh100.")
 @click.option(
-    "--load", "loads", default="0.75", show_default=True, help="Share of what they sustain; one, or like 0.5,0.75."
+    "--load", "loads", default="", help="Share of what they sustain, like 0.5,0.75; left out: 0.75 (records: as was)."
 )
 @click.option("--seeds", default=3, show_default=True, help="Simulations of each policy at each load.")
 @click.option("--choices", default=2, show_default=True, help="Instances that headrace compares for a request.")
@@ -108,13 +108,15 @@ def replay(trace: str, url: str, model: str | None, speed: float, limit: int | N
     help="Write the figures there; - for standard output.",
 )
 def simulate(loads: str, choices: int, policies: tuple[str, ...], **options: Any) -> None:
-    """Policies side by side in virtual time. TRACE: a file, or azure-conv, azure-code, mooncake-conversation."""
+    """Policies side by side in virtual time. TRACE: a file, a directory of records, or one of azure-conv, azure-code,
+    mooncake-conversation.
+    """
     from balancer.model import Balancing
     from fixtures.simulate.command import Asked
     from fixtures.simulate.command import run as run_simulate
 
     try:
-        numbers = [float(load) for load in loads.split(",")]
+        numbers = [float(load) for load in loads.split(",") if loads]
     except ValueError:
         raise click.BadParameter(f"must be numbers like 0.5,0.75, got {loads!r}", param_hint="--load") from None
     sys.exit(

@@ -77,7 +77,7 @@ INTERRUPTIONS = Metric(
 REJECTS = Metric("headrace_parse_rejects", "counter", "Requests that broke a rule of HTTP", ("rule",))
 REFUSED = Metric("headrace_connections_refused", "counter", "Client connections that were refused", ("reason",))
 PAUSES = Metric("headrace_accept_pauses", "counter", "Times that accepting was paused", ("reason",))
-DROPPED = Metric("headrace_records_dropped", "counter", "Records that no agent could take", ("reason",))
+DROPPED = Metric("headrace_records_dropped", "counter", "Records that no agent could take, or no file", ("reason",))
 
 QUEUE_DEPTH = Metric("headrace_queue_depth", "gauge", "Requests that wait")
 OUTSTANDING = Metric(

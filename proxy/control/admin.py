@@ -137,7 +137,7 @@ class Admin:
         if outcome is not None and outcome not in OUTCOMES:
             return error(400, "bad_request", f"outcome must be one of {', '.join(OUTCOMES)}, got {outcome[:40]!r}")
         found: list[dict[str, Any]] = []
-        for record in reversed(self.agent.records):
+        for record in reversed(self.agent.kept.records):
             if (outcome is None or record.outcome == outcome) and (model is None or record.model == model):
                 found.append(views.summary(record))
                 if len(found) == int(text):
@@ -146,9 +146,9 @@ class Admin:
 
     async def request(self, request: web.Request) -> web.Response:
         """One request: its decision and its timeline."""
-        record = self.agent.by_id.get(request.match_info["id"])
+        record = self.agent.kept.by_id.get(request.match_info["id"])
         if record is None:
-            kept = len(self.agent.records)
+            kept = len(self.agent.kept.records)
             return error(
                 404,
                 "not_found",

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 
 import aiohttp
 import grpc  # noqa: F401  lives here: imported later, by a reload, it would stall the loop; tools tell the agent by it
@@ -27,7 +27,9 @@ from prometheus_client import CollectorRegistry
 from balancer.board import Board
 from balancer.model import Fleet, Instance, Table
 from proxy.config import Config, Engine
+from proxy.control import views
 from proxy.control.admin import Admin
+from proxy.control.kept import Kept
 from proxy.control.link import Link
 from proxy.control.messages import (
     Ack,
@@ -37,6 +39,7 @@ from proxy.control.messages import (
     DrainRequest,
     Failed,
     Hello,
+    Learned,
     Processes,
     Push,
     Ready,
@@ -46,15 +49,15 @@ from proxy.control.messages import (
     ToChild,
 )
 from proxy.control.probe import Probe, State
-from telemetry import names
-from telemetry.metrics import Metrics, Sample
-from telemetry.record import Record, shift
+from telemetry.metrics import Metrics
+from telemetry.record import shift
 
 log = logging.getLogger("headrace.agent")
-KEPT_RECORDS = 10_000
 PUSH_EVERY = 1.0  # s between two Tables that differ in gauges only
 FAREWELL = 5.0  # s that a draining agent waits for the workers to be gone
 RELOAD_TIMEOUT = 30.0
+FILES_EVERY = 1.0  # s
+LOST = "headrace_records_dropped_total|file"
 
 
 class Agent:
@@ -63,7 +66,7 @@ class Agent:
     def __init__(self, board: Board) -> None:
         self.board = board
         self.registry = CollectorRegistry()
-        self.metrics = Metrics(self.registry, self.samples)
+        self.metrics = Metrics(self.registry, lambda: views.samples(self))
         self.config: Config | None = None
         self.cells: dict[str, int] = {}
         self.generation = 0
@@ -76,8 +79,7 @@ class Agent:
         self.alone.set()
         self.counted: dict[int, tuple[int, int]] = {}  # of each worker: its pid and the last batch that was counted
         self.ejected: dict[int, list[str]] = {}  # what each worker keeps out
-        self.records: collections.deque[Record] = collections.deque(maxlen=KEPT_RECORDS)
-        self.by_id: dict[str, Record] = {}
+        self.kept = Kept()
         self.totals: collections.Counter[str] = collections.Counter()
         self.probes: dict[str, Probe] = {}
         self.probe_tasks: dict[str, asyncio.Task[None]] = {}
@@ -137,15 +139,24 @@ class Agent:
             config = message.config
             try:
                 probes = self._probes_for(config, message.cells)
+                archive = self.kept.archive_for(config)
                 await self.admin.configure(config.admin)
             except (OSError, ValueError) as error:
                 self.control.send(Failed(message.generation, str(error)))
                 return
             self.config, self.cells, self.generation = config, message.cells, message.generation
+            self.kept.configure(config, archive)
             self.hash = hashlib.sha256(msgspec.msgpack.encode(config)).hexdigest()[:12]
             self._probe_with(probes)
             self.push()
             self.control.send(Ready(message.generation))
+
+    async def keep_files(self) -> None:
+        """Writes what is to outlive the agent, and counts what was lost."""
+        while True:
+            await asyncio.sleep(FILES_EVERY)
+            if lost := await asyncio.to_thread(self.kept.write):
+                self.metrics.count(LOST, lost)
 
     def _probes_for(self, config: Config, cells: dict[str, int]) -> dict[str, Probe]:
         """The probes for the engines of this config, each URL once; those unchanged stay, changed ones keep what is known.
@@ -220,10 +231,15 @@ class Agent:
                 self.counted[message.worker] = message.pid, 0
             if self.table is not None:
                 link.send(Push(self.table))
+            if self.kept.learned.models:
+                link.send(Learned(self.kept.learned.models))
             return
         number = self.workers.get(link)
         if number is None:
             link.close()  # it did not say who it is
+            return
+        if isinstance(message, Learned):
+            self.kept.learned.merge(message.models)
             return
         pid, last = self.counted[number]
         if message.sequence > last:  # else it came twice: the link was lost before our word that it is counted
@@ -243,12 +259,7 @@ class Agent:
             self.metrics.observe(record)
             self.totals["requests"] += 1
             self.totals["outcome:" + record.outcome] += 1
-            if len(self.records) == KEPT_RECORDS:
-                oldest = self.records[0]
-                if self.by_id.get(oldest.request_id) is oldest:
-                    del self.by_id[oldest.request_id]
-            self.records.append(record)
-            self.by_id[record.request_id] = record
+            self.kept.add(record)
 
     # the Table
 
@@ -286,31 +297,6 @@ class Agent:
             if self.stale:
                 self.push()
 
-    # metrics
-
-    def samples(self) -> Iterable[Sample]:
-        """The gauges of this moment."""
-        yield Sample(names.QUEUE_DEPTH, (), self.board.queued())
-        yield Sample(names.CONNECTIONS, (), self.board.connections())
-        yield Sample(names.RECORDS, (), len(self.records))
-        yield Sample(names.CONFIG_INFO, (self.hash,), 1)
-        yield Sample(names.RELOAD_SUCCESS, (), float(self.reload_ok))
-        ejected = {name for out in self.ejected.values() for name in out}
-        for model, fleet in (self.table.models if self.table is not None else {}).items():
-            for instance in fleet.instances:
-                labels = (model, instance.name)
-                prefill, decode, requests = self.board.outstanding(instance.cell)
-                yield Sample(names.OUTSTANDING, (*labels, "prefill"), prefill)
-                yield Sample(names.OUTSTANDING, (*labels, "decode"), decode)
-                yield Sample(names.INFLIGHT, labels, requests)
-                yield Sample(names.WEIGHT, labels, instance.weight)
-                ttft = self.metrics.ttft_ewma(*labels)
-                if ttft is not None:
-                    yield Sample(names.TTFT_EWMA, labels, ttft)
-                current = "ejected" if instance.name in ejected else "ready" if instance.ready else "down"
-                for state in ("ready", "ejected", "down"):
-                    yield Sample(names.STATE, (*labels, state), float(state == current))
-
 
 async def serve(args: argparse.Namespace) -> int:
     """Runs the agent; its exit code."""
@@ -328,7 +314,9 @@ async def serve(args: argparse.Namespace) -> int:
     )
     listening = await loop.create_unix_server(agent.worker_link, sock=socket.socket(fileno=args.workers))
     agent.spawn(agent.keep_table_fresh())
+    agent.spawn(agent.keep_files())
     code = await agent.done
+    agent.kept.close()
     listening.close()
     await agent.session.close()
     return code

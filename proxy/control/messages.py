@@ -4,6 +4,8 @@ Supervisor and child speak over a socket pair; a worker and the agent over a Uni
 on, so that it outlives any agent.
 """
 
+from typing import Any
+
 import msgspec
 
 from balancer.model import Table
@@ -87,6 +89,12 @@ class Batch(msgspec.Struct, tag=True, frozen=True):
     offset: int = 0  # ns to add to the records' times, which are the worker's monotonic ones, for Unix times
 
 
+class Learned(msgspec.Struct, tag=True, frozen=True):
+    """Both ways between worker and agent: what estimators have learned, by model (`balancer.estimate`)."""
+
+    models: dict[str, dict[str, Any]]
+
+
 class Ack(msgspec.Struct, tag=True, frozen=True):
     """Agent to worker: this batch is counted."""
 
@@ -101,5 +109,5 @@ class Push(msgspec.Struct, tag=True, frozen=True):
 
 ToChild = Configure | Drain | ReloadResult | Processes
 ToSupervisor = Ready | Failed | ReloadRequest | DrainRequest
-ToAgent = Hello | Batch
-ToWorker = Ack | Push
+ToAgent = Hello | Batch | Learned
+ToWorker = Ack | Push | Learned

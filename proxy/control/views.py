@@ -1,10 +1,12 @@
-"""What the admin API shows of an agent: plain data from what it knows."""
+"""What the admin API and the metrics show of an agent: plain data from what it knows."""
 
 import importlib.metadata
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from balancer.model import REASONS
-from telemetry.metrics import percentile
+from telemetry import names
+from telemetry.metrics import Sample, percentile
 from telemetry.record import Record, as_dict
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ RECENT = 1000  # records that the latencies of the state are taken from
 def state(agent: "Agent") -> dict[str, Any]:
     """The location as it is now."""
     config = agent.config
-    recent = list(agent.records)[-RECENT:]
+    recent = list(agent.kept.records)[-RECENT:]
     ttft = [(r.first_token - r.accepted) * MS for r in recent if r.first_token]
     return {
         "location": config.location if config else "",
@@ -40,7 +42,7 @@ def state(agent: "Agent") -> dict[str, Any]:
         "models": {name: _instances(agent, name) for name in (config.models if config else {})},
         "totals": totals(agent),
         "ttft_ms": {"p50": round(percentile(ttft, 0.5), 3), "p99": round(percentile(ttft, 0.99), 3)},
-        "records": len(agent.records),
+        "records": len(agent.kept.records),
     }  # fmt: skip
 
 
@@ -117,3 +119,27 @@ def detail(record: Record) -> dict[str, Any]:
 
 def _since(record: Record, moment: int) -> float | None:
     return round((moment - record.accepted) * MS, 3) if moment else None
+
+
+def samples(agent: "Agent") -> Iterable[Sample]:
+    """The gauges of this moment, for a scrape."""
+    yield Sample(names.QUEUE_DEPTH, (), agent.board.queued())
+    yield Sample(names.CONNECTIONS, (), agent.board.connections())
+    yield Sample(names.RECORDS, (), len(agent.kept.records))
+    yield Sample(names.CONFIG_INFO, (agent.hash,), 1)
+    yield Sample(names.RELOAD_SUCCESS, (), float(agent.reload_ok))
+    ejected = {name for out in agent.ejected.values() for name in out}
+    for model, fleet in (agent.table.models if agent.table is not None else {}).items():
+        for instance in fleet.instances:
+            labels = (model, instance.name)
+            prefill, decode, requests = agent.board.outstanding(instance.cell)
+            yield Sample(names.OUTSTANDING, (*labels, "prefill"), prefill)
+            yield Sample(names.OUTSTANDING, (*labels, "decode"), decode)
+            yield Sample(names.INFLIGHT, labels, requests)
+            yield Sample(names.WEIGHT, labels, instance.weight)
+            ttft = agent.metrics.ttft_ewma(*labels)
+            if ttft is not None:
+                yield Sample(names.TTFT_EWMA, labels, ttft)
+            current = "ejected" if instance.name in ejected else "ready" if instance.ready else "down"
+            for state in ("ready", "ejected", "down"):
+                yield Sample(names.STATE, (*labels, state), float(state == current))

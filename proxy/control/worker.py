@@ -30,7 +30,7 @@ from balancer.router import Router
 from proxy.control import sites
 from proxy.control.link import Link
 from proxy.control.listener import Listener
-from proxy.control.messages import Ack, Batch, Configure, Drain, Failed, Hello, Push, Ready, ToChild, ToWorker
+from proxy.control.messages import Ack, Batch, Configure, Drain, Failed, Hello, Learned, Push, Ready, ToChild, ToWorker
 from proxy.control.outbox import Outbox
 from proxy.net.plane import Plane
 
@@ -39,6 +39,7 @@ SECOND = 1_000_000_000
 FLUSH = 0.05  # s between batches, and how often the event loop's lag is measured
 LAG_SAMPLES = 20  # flushes between two lag samples that are sent
 LOOK, LOOK_WAITING = 0.25, 0.01  # s between two looks at attempts and at the queue, and while requests wait there
+TEACH = 10  # sweeps
 FULL_BATCH = 256  # records
 RECONNECT = 0.2  # s
 LAST_WORDS = 2.0  # s that a drained worker waits for its last records to be counted
@@ -67,7 +68,7 @@ class Worker:
         )
         self.listener = Listener(self.loop, listening, self.plane.client_factory)
         self.lag: list[float] = []
-        self.lag_worst, self.flushes = 0.0, 0
+        self.lag_worst, self.flushes, self.sweeps = 0.0, 0, 0
         self.control: Link | None = None
         self.config_drain = 300.0
         self.settled = False
@@ -151,6 +152,7 @@ class Worker:
         self.plane.close()
         await self._until(lambda: not self.plane.active, self.loop.time() + LAST_TURN)  # what was cut is recorded too
         self._flush()
+        self._teach()
         await self._until(lambda: not len(self.outbox), self.loop.time() + LAST_WORDS)
         self._end(0)
 
@@ -179,6 +181,7 @@ class Worker:
                 else:
                     self.agent = link
                     link.send(Hello(self.number, os.getpid()))
+                    self._teach()
                     self._tell(self.outbox.unacknowledged())
             await asyncio.sleep(RECONNECT)
 
@@ -188,6 +191,8 @@ class Worker:
         elif isinstance(message, Push):
             self.pushed = message.table
             self._take_pushed()
+        else:
+            self.router.remember(message.models)
 
     def _tell(self, batches: list[Batch]) -> None:
         """Sends batches. If the agent has stopped reading, the link ends: the next one gets all that is not acknowledged,
@@ -195,6 +200,11 @@ class Worker:
         """
         if self.agent is not None and not all(self.agent.send(batch) for batch in batches):
             self.agent.abort()
+
+    def _teach(self) -> None:
+        """Tells the agent what was learned here: the next worker begins with it."""
+        if self.agent is not None and (learned := self.router.learned()):
+            self.agent.send(Learned(learned))
 
     def _take_pushed(self) -> None:
         """Routes by the agent's last Table, unless it is of another configuration: it may be a reload ahead or behind."""
@@ -257,6 +267,9 @@ class Worker:
         plane.queued_elsewhere = board.queued(except_row=row)
         plane.sweep(now)
         self._guard()
+        self.sweeps += 1
+        if self.sweeps % TEACH == 0:
+            self._teach()
         board.beat(row, now)
 
     def _look(self) -> None:

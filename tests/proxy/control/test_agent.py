@@ -21,6 +21,7 @@ import pytest
 from balancer.board import Board
 from proxy.config import Address, Admin, Config, Engine, EngineTls, Model
 from proxy.control import agent as agents
+from proxy.control import kept
 from proxy.control.agent import Agent
 from proxy.control.link import Link, frame
 from proxy.control.messages import (
@@ -30,6 +31,7 @@ from proxy.control.messages import (
     Drain,
     Failed,
     Hello,
+    Learned,
     Process,
     Processes,
     Push,
@@ -37,6 +39,7 @@ from proxy.control.messages import (
     ToSupervisor,
     ToWorker,
 )
+from tests.proxy.control.test_learned import taught
 from tests.support.http import eventually
 from tests.support.process import ROOT
 from tests.support.records import record
@@ -219,11 +222,26 @@ def test_batch_that_comes_twice() -> None:
             agent._on_worker(worker, Hello(0, 4321))
             agent._on_worker(worker, batch)
             assert [Ack(1)] == worker.sent
-        assert (1, 3, 1) == (agent.totals["requests"], agent.totals["headrace_retries_total"], len(agent.records))
+        assert (1, 3, 1) == (agent.totals["requests"], agent.totals["headrace_retries_total"], len(agent.kept.records))
         successor = Told()
         agent._on_worker(successor, Hello(0, 4322))
         agent._on_worker(successor, batch)
         assert 2 == agent.totals["requests"]
+
+    with_agent(talk)
+
+
+def test_what_a_worker_has_learned_is_told_to_the_next() -> None:
+    async def talk(agent: Agent, control: Told) -> None:
+        await configure(agent, 1, A)
+        stranger, first, second = Told(), Told(), Told()
+        agent._on_worker(stranger, Learned({"llama": taught(9)}))
+        agent._on_worker(first, Hello(0, 4321))
+        assert not any(isinstance(message, Learned) for message in first.sent)
+        agent._on_worker(first, Learned({"llama": taught(7)}))
+        agent._on_worker(second, Hello(0, 4322))
+        (told,) = (message for message in second.sent if isinstance(message, Learned))
+        assert {"llama": taught(7)} == told.models
 
     with_agent(talk)
 
@@ -241,13 +259,13 @@ def test_batch_of_nobody() -> None:
 
 def test_last_records_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ring is bounded and its index with it; an id that comes again is the newer one's."""
-    monkeypatch.setattr(agents, "KEPT_RECORDS", 3)
+    monkeypatch.setattr(kept, "KEPT_RECORDS", 3)
 
     async def talk(agent: Agent, control: Told) -> None:
         for number, request_id in enumerate(("a", "b", "a", "c", "d")):
             agent._count(0, Batch(number, [record(request_id=request_id, status=number)], {}, []))
-        assert ["a", "c", "d"] == [one.request_id for one in agent.records]
-        assert {"a": 2, "c": 3, "d": 4} == {key: one.status for key, one in agent.by_id.items()}
+        assert ["a", "c", "d"] == [one.request_id for one in agent.kept.records]
+        assert {"a": 2, "c": 3, "d": 4} == {key: one.status for key, one in agent.kept.by_id.items()}
         assert 5 == agent.totals["requests"]
 
     with_agent(talk)

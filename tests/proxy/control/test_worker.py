@@ -17,6 +17,7 @@ from balancer.model import Fleet, Instance, Table
 from fixtures.engine.faults import Fault
 from fixtures.engine.server import SimulatedEngine
 from proxy.config import Address, Config, Engine, Model, ServerTls
+from proxy.control.learned import samples
 from proxy.control.link import Link
 from proxy.control.messages import (
     Ack,
@@ -25,6 +26,7 @@ from proxy.control.messages import (
     Drain,
     Failed,
     Hello,
+    Learned,
     Push,
     Ready,
     ToAgent,
@@ -32,6 +34,7 @@ from proxy.control.messages import (
 )
 from proxy.control.worker import FULL_BATCH, Worker
 from proxy.core.settings import Limits
+from tests.proxy.control.test_learned import taught
 from tests.support.http import eventually
 from tests.support.process import ROOT
 from tests.support.records import record
@@ -342,6 +345,22 @@ def test_drain(tmp_path: Path) -> None:
         agent.link.send(Ack(batches[-1].sequence))
         assert "ok" == batches[-1].records[0].outcome
         assert (0, ZERO) == (await place.ended(), place.board.outstanding(0))
+
+    run(tmp_path, scenario)
+
+
+def test_what_it_learned_goes_to_the_agent_and_comes_from_it(tmp_path: Path) -> None:
+    """It begins with what the agent knows, and tells what it knows when it drains."""
+
+    async def scenario(place: Place) -> None:
+        await place.configure(place.config())
+        agent = await place.agent()
+        agent.link.send(Learned({"demo": taught(40), "other": taught(4)}))
+        await place.ask(7)
+        place.supervisor.link.send(Drain())
+        told = await agent.hear(Learned)
+        assert ["demo"] == list(told.models)
+        assert 41 == samples(told.models["demo"])
 
     run(tmp_path, scenario)
 
