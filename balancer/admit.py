@@ -18,15 +18,16 @@ from collections import OrderedDict, deque
 from typing import NamedTuple
 
 from balancer.model import Ask
+from balancer.share import OwnShares, Shares, counter_of, head_of
 
 SECOND = 1_000_000_000  # ns
 OUTPUT_CHARGE = 2.0  # VTC's price of an output token, in input tokens
 OUTPUT_WORK = 0.5  # its work, in prefill tokens
 MEMORY = 10.0  # s, of the drain rate
 PRIOR = 1.0  # s of backlog that the fleet's capacity counts for
-IDLE_TENANTS = 4096  # counters kept beyond those that wait
 RETRY_MIN, RETRY_MAX = 0.1, 3600.0  # s
 WAIT_WINDOW = SECOND
+YIELD = SECOND // 20  # how long another worker's queue is let go first at most
 
 
 class Refusal(NamedTuple):
@@ -72,7 +73,7 @@ Line = OrderedDict[Waiter, None]  # first come, first served; leaving from the m
 
 
 class Queue:
-    """The waiting requests of one model at one worker."""
+    """The waiting requests of one model at one worker. Several workers' queues act as one (`balancer.share`)."""
 
     __slots__ = (
         "_arrivals",
@@ -80,9 +81,9 @@ class Queue:
         "_backlog",
         "_capacity",
         "_classes",
-        "_counters",
         "_level",
         "_rate",
+        "_shares",
         "_taken",
         "_tenant_work",
         "_timeout",
@@ -90,17 +91,21 @@ class Queue:
         "_waiting",
         "_waits",
         "_work",
+        "_yielding",
     )
 
-    def __init__(self, capacity: int, timeout_ns: int, rate: float, ttft_target: float = 1.0) -> None:
-        """See `configure`."""
+    def __init__(
+        self, capacity: int, timeout_ns: int, rate: float, ttft_target: float = 1.0, shares: Shares | None = None
+    ) -> None:
+        """See `configure`. `shares`: the tenants' counters, if they are not this worker's own."""
+        self._shares = shares if shares is not None else OwnShares()
+        self._yielding = 0  # since when another worker's queue has been let go first; 0: it is not
         self.configure(capacity, timeout_ns, rate, ttft_target)
         self._arrivals: Line = OrderedDict()
         self._classes: dict[int, dict[str, Line]] = {}  # by priority, by tenant; no empty ones
         self._work: dict[int, float] = {}  # waiting, by priority
         self._tenant_work: dict[tuple[int, str], float] = {}  # the same by tenant, too; no empty ones
         self._waiting: dict[str, int] = {}  # requests by tenant; no zeros
-        self._counters: dict[str, float] = {}  # tokens charged; of every waiting tenant, and of some idle ones
         self._level = 0.0  # the counter of the tenant served last, for a queue that is empty
         self._taken = 0.0  # work taken lately, decayed
         self._backlog = 0.0  # seconds with somebody waiting, decayed alike
@@ -141,6 +146,7 @@ class Queue:
         self._work[waiter.priority] = self._work.get(waiter.priority, 0.0) + waiter.work
         key = waiter.priority, waiter.tenant
         self._tenant_work[key] = self._tenant_work.get(key, 0.0) + waiter.work
+        self._show()
         return Entry(displaced=displaced)
 
     def peek(self) -> Waiter | None:
@@ -148,7 +154,26 @@ class Queue:
         if not self._classes:
             return None
         lines = self._classes[min(self._classes)]
-        return next(iter(lines[min(lines, key=self._counters.__getitem__)]))
+        return next(iter(lines[min(lines, key=self._shares.counter)]))
+
+    def its_turn(self, now: int) -> bool:
+        """Whether the next one here may go before those that wait at the location's other workers."""
+        if not self._shares.shared or (first := self.peek()) is None:
+            return True
+        mine = head_of(first.priority, self._shares.counter(first.tenant))
+        if all(mine <= head for head in self._shares.heads()) or (self._yielding and now - self._yielding > YIELD):
+            self._yielding = 0
+            return True
+        self._yielding = self._yielding or now
+        return False
+
+    def waits_elsewhere(self) -> bool:
+        """Whether anybody waits for the model at another worker."""
+        return any(self._shares.heads())
+
+    def place(self, cell: int) -> None:
+        """The model's first instance has this cell."""
+        self._shares.place(cell)
 
     def take(self, now: int) -> Waiter | None:
         """The next one, which waits no longer and is charged to its tenant."""
@@ -156,9 +181,10 @@ class Queue:
         if waiter is None:
             return None
         self._advance(now)
+        self._level = self._shares.counter(waiter.tenant)
+        self._shares.charge(waiter.tenant, waiter.prompt_tokens + OUTPUT_CHARGE * waiter.output_tokens)
         self._remove(waiter)
-        self._level = self._counters[waiter.tenant]
-        self._counters[waiter.tenant] += waiter.prompt_tokens + OUTPUT_CHARGE * waiter.output_tokens
+        self._show()
         self._taken += waiter.work
         if (key := (waiter.priority, waiter.tenant)) in self._tenant_work:
             waits, waited = self._waits.setdefault(key, deque()), max(0, now - waiter.since)
@@ -174,6 +200,7 @@ class Queue:
         if waiter not in self._arrivals:
             return False
         self._remove(waiter)
+        self._show()
         return True
 
     def expire(self, now: int) -> list[Waiter]:
@@ -186,6 +213,8 @@ class Queue:
                 break
             self._remove(oldest)
             expired.append(oldest)
+        if expired:
+            self._show()
         return expired
 
     def wait(self, now: int, priority: int | None = None, newcomer: Waiter | None = None) -> float:
@@ -214,8 +243,7 @@ class Queue:
 
     def settle(self, tenant: str, output_tokens: int) -> None:
         """A request taken from here ended with so many more output tokens than predicted (fewer: negative)."""
-        if tenant in self._counters:
-            self._counters[tenant] += OUTPUT_CHARGE * output_tokens
+        self._shares.charge(tenant, OUTPUT_CHARGE * output_tokens)
 
     def _ahead(self, newcomer: Waiter) -> float:
         """The work of its class that goes before it: its tenant's own, and as much of each other's."""
@@ -237,12 +265,17 @@ class Queue:
 
     def _lift(self, tenant: str) -> None:
         self._waiting[tenant] = self._waiting.get(tenant, 0) + 1
-        if self._waiting[tenant] > 1:
+        if self._shares.enter(tenant):
             return
-        others = (self._counters[name] for name in self._waiting if name != tenant)
-        self._counters[tenant] = max(self._counters.get(tenant, 0.0), min(others, default=self._level))
-        if len(self._counters) > len(self._waiting) + IDLE_TENANTS:
-            self._counters = {name: self._counters[name] for name in self._waiting}
+        levels = [self._shares.counter(name) for name in self._waiting if name != tenant]
+        levels += map(counter_of, self._shares.heads())
+        self._shares.lift(tenant, min(levels, default=self._level))
+
+    def _show(self) -> None:
+        """Tells the other workers who is next here."""
+        if self._shares.shared:
+            first = self.peek()
+            self._shares.show(head_of(first.priority, self._shares.counter(first.tenant)) if first is not None else 0)
 
     def _remove(self, waiter: Waiter) -> None:
         del self._arrivals[waiter]
@@ -251,6 +284,7 @@ class Queue:
         del line[waiter]
         self._work[waiter.priority] -= waiter.work
         self._tenant_work[waiter.priority, waiter.tenant] -= waiter.work
+        self._shares.leave(waiter.tenant)
         self._waiting[waiter.tenant] -= 1
         if not self._waiting[waiter.tenant]:
             del self._waiting[waiter.tenant]

@@ -1,7 +1,8 @@
 """The board: counters that the workers of a location share, in one piece of memory that each maps.
 
 Layout, all 64-bit integers: a header (magic, version, rows, cells), then the rows; a row is a header (pid, heartbeat in
-monotonic ns, connections, queued, four spare) and three counts a cell (see `balancer.ledger`). There are two rows a
+monotonic ns, connections, queued, four spare), three counts a cell (see `balancer.ledger`), and the heads of its queues and
+the counters of their tenants (see `balancer.share`). There are two rows a
 worker, so that a worker and its successor can run side by side. No lock is needed: a row has one writer, integers are
 aligned, and an aligned store of 64 bits is never seen by halves. Who reads a sum while others write sees each
 count as it was a moment ago, which is all that a choice needs.
@@ -12,11 +13,13 @@ import os
 import tempfile
 
 from balancer.ledger import WIDTH
+from balancer.share import area
 
-MAGIC, VERSION = 0x48454144_52414345, 1
+MAGIC, VERSION = 0x48454144_52414345, 2
 HEADER, ROW_HEADER = 8, 8
 PID, HEARTBEAT, CONNECTIONS, QUEUED = range(4)
 ROWS_A_WORKER = 2
+AWAKE = 3_000_000_000  # ns since the last heartbeat
 
 
 class Board:
@@ -28,13 +31,17 @@ class Board:
         self.ints = memoryview(memory).cast("q")
         self.rows = self.ints[2]
         self.cells = self.ints[3]
-        self._stride = ROW_HEADER + WIDTH * self.cells
+        self._stride = _stride(self.cells)
+
+    def shares(self, row: int) -> int:
+        """Where the heads and the tenants' counters of a row begin in `ints` (`balancer.share`)."""
+        return self.base(row) + WIDTH * self.cells
 
     @classmethod
     def create(cls, workers: int, cells: int) -> "Board":
         """A new board for so many workers and instances, all zero."""
         rows = workers * ROWS_A_WORKER
-        size = 8 * (HEADER + rows * (ROW_HEADER + WIDTH * cells))
+        size = 8 * (HEADER + rows * _stride(cells))
         fd = _anonymous_file()
         os.ftruncate(fd, size)
         memory = mmap.mmap(fd, size)
@@ -57,7 +64,7 @@ class Board:
         if (magic, version) != (MAGIC, VERSION):
             memory.close()
             raise ValueError(f"not a board of version {VERSION}: magic {magic:#x}, version {version}")
-        if size != 8 * (HEADER + rows * (ROW_HEADER + WIDTH * cells)):
+        if size != 8 * (HEADER + rows * _stride(cells)):
             memory.close()
             raise ValueError(f"a board of {rows} rows and {cells} cells cannot have {size} bytes")
         return cls(fd, memory)
@@ -105,6 +112,15 @@ class Board:
         """The rows that belong to a worker."""
         return [row for row in range(self.rows) if row != except_row and self.pid(row)]
 
+    def awake(self, except_row: int, now: int) -> list[int]:
+        """The other rows whose worker's heart has beaten lately: a stuck one's queue is waited for by nobody."""
+        return [row for row in self.live(except_row) if now - self.heartbeat(row) < AWAKE]
+
+    @property
+    def workers(self) -> int:
+        """How many the location has."""
+        return self.rows // ROWS_A_WORKER
+
     def set_connections(self, row: int, count: int) -> None:
         self.ints[self._start(row) + CONNECTIONS] = count
 
@@ -130,6 +146,10 @@ class Board:
             decode += self.ints[at + 1]
             requests += self.ints[at + 2]
         return prefill, decode, requests
+
+
+def _stride(cells: int) -> int:
+    return ROW_HEADER + WIDTH * cells + area(cells)
 
 
 def _anonymous_file() -> int:

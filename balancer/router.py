@@ -9,7 +9,7 @@ Without saturation a request takes the better of the instances drawn. If these h
 looked for; if there is none, the answer is Shut.SATURATED and the request waits: `enqueue`, until `admit` lets it go.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from random import Random
 
 from balancer.admit import Entry, Queue, Waiter
@@ -19,6 +19,7 @@ from balancer.estimate import Estimator
 from balancer.health import Health
 from balancer.ledger import Lease, Ledger
 from balancer.model import Ask, Balancing, Decision, Outcome, Shut, Table
+from balancer.share import Shares
 
 SECOND = 1_000_000_000  # ns
 PATIENCE = 3 * SECOND // 4
@@ -44,8 +45,13 @@ class Router:
         queue_capacity: int = QUEUE_CAPACITY,
         queue_timeout_ns: int = QUEUE_TIMEOUT,
         policy: Policy | None = None,
+        shares: Callable[[str], Shares] | None = None,
     ) -> None:
-        """`policy`: instead of the power of `settings.choices` choices."""
+        """`policy`: instead of the power of `settings.choices` choices; `shares`: makes the counters of a model's queue,
+        where workers share them.
+        """
+        self.shared = shares is not None
+        self._new_shares = shares
         self.health = Health(random)
         self.budget = RetryBudget()
         self.version = 0  # of the Table
@@ -83,7 +89,9 @@ class Router:
         }
         self._estimators = {model: self._estimators.get(model) or self._new_estimator(model) for model in table.models}
         kept = {model: queue for model, queue in self._queues.items() if model in table.models or len(queue)}
-        self._queues = kept | {model: self._new_queue() for model in table.models if model not in kept}
+        self._queues = kept | {model: self._new_queue(model) for model in table.models if model not in kept}
+        for model, fleet in table.models.items():
+            self._queues[model].place(min((i.cell for i in fleet.instances), default=0))
         self._configure_parts()
 
     def route(self, ask: Ask, now: int, tried: Collection[int] = (), admit: bool = True) -> Decision | Shut:
@@ -114,6 +122,11 @@ class Router:
             reason = "p2c" if len(candidates) > 1 else "only"
         return Decision(best.instance, candidates, reason, prompt, output, self.version, best.candidate.score)
 
+    def crowded(self, model: str) -> bool:
+        """Whether others wait for this model, here or at another worker: then a newcomer waits, too."""
+        queue = self._queues.get(model)
+        return queue is not None and (len(queue) > 0 or queue.waits_elsewhere())
+
     def enqueue(self, ask: Ask, now: int, request: object = None, elsewhere: int = 0) -> tuple[Waiter, Entry]:
         """Let a request wait that found no room, unless the Entry refuses it; who is displaced for it is refused, too.
         `request`: the caller's own, kept on the Waiter; `elsewhere`: how many wait for its model at other workers.
@@ -128,7 +141,7 @@ class Router:
         for.
         """
         for queue in self._queues.values():
-            while (first := queue.peek()) is not None:
+            while (first := queue.peek()) is not None and queue.its_turn(now):
                 found = self.route(first.ask, now)
                 if type(found) is not Decision:
                     break
@@ -206,8 +219,9 @@ class Router:
             estimator.restore(self._remembered[model])
         return estimator
 
-    def _new_queue(self) -> Queue:
-        return Queue(self._queue_capacity, self._queue_timeout, 0.0)
+    def _new_queue(self, model: str) -> Queue:
+        shares = self._new_shares(model) if self._new_shares is not None else None
+        return Queue(self._queue_capacity, self._queue_timeout, 0.0, shares=shares)
 
     def _configure_parts(self) -> None:
         for view in self._views.values():

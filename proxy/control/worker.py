@@ -27,6 +27,7 @@ from balancer.board import Board
 from balancer.ledger import Ledger
 from balancer.model import Table
 from balancer.router import Router
+from balancer.share import BoardShares
 from proxy.control import sites
 from proxy.control.link import Link
 from proxy.control.listener import Listener
@@ -62,7 +63,10 @@ class Worker:
         self.table: Table | None = None  # in force
         self.pushed: Table | None = None  # the agent's last, which may be of another configuration
         self.elsewhere = 0
-        self.router = Router(self.ledger, random.Random(os.urandom(16)))
+        self.neighbours: list[int] = []  # where the other workers' part of the shares begins on the board
+        self.router = Router(
+            self.ledger, random.Random(os.urandom(16)), shares=self._shares if board.workers > 1 else None
+        )
         self.plane = Plane(
             worker=number, router=self.router, loop=self.loop, connections_elsewhere=lambda: self.elsewhere
         )
@@ -84,6 +88,10 @@ class Worker:
         self._flush_at(self.loop.time() + FLUSH)
         self._sweep()
         self._look()
+
+    def _shares(self, model: str) -> BoardShares:
+        board = self.board
+        return BoardShares(board.ints, board.shares(self.row), self.neighbours, board.cells, model)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         """Runs a part; its crash is logged and ends the worker, which the supervisor starts again."""
@@ -263,6 +271,7 @@ class Worker:
         board.set_connections(row, plane.clients)
         board.set_queued(row, plane.waiting)
         self.ledger.others = [board.base(other) for other in board.live(except_row=row)]
+        self.neighbours[:] = [board.shares(other) for other in board.awake(row, now)]
         self.elsewhere = board.connections(except_row=row)
         plane.queued_elsewhere = board.queued(except_row=row)
         plane.sweep(now)

@@ -82,7 +82,7 @@ class Exchange:
     def start(self, now: int) -> None:
         """Routes for the first time: to an instance, into the queue, or to an error."""
         plane = self.plane
-        if plane.waiting and len(plane.router.queue(self.ask.model)):
+        if (plane.waiting or plane.router.shared) and plane.router.crowded(self.ask.model):
             self._enqueue(now)  # others came first
             plane.admit(now)
             return

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer import admit
+from balancer import share
 from balancer.admit import Entry, Queue, Refusal, Waiter
 from balancer.model import Ask
 
@@ -262,13 +262,13 @@ def test_drop_is_once() -> None:
 
 def test_counters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of tenants leaves few counters behind, and those that wait keep theirs."""
-    monkeypatch.setattr(admit, "IDLE_TENANTS", 16)
+    monkeypatch.setattr(share, "IDLE_TENANTS", 16)
     line = queue()
     line.offer(waiter("stays", priority=2), 0)
     for i in range(1000):
         line.offer(waiter(f"t{i}"), 0)
         line.take(0)
-    assert len(line._counters) <= 18
+    assert len(line._shares._counters) <= 18  # type: ignore[attr-defined]
     assert line.take(0).tenant == "stays"  # type: ignore[union-attr]
 
 
