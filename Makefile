@@ -70,7 +70,7 @@ $(VENV)/real.stamp: .lock/real.txt $(VENV)/test.stamp
 	$(PIP) install --progress-bar off --require-hashes -r .lock/real.txt || test -z "$${CI:-}"
 	touch $@
 
-LOCK := env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+LOCK := env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile --quiet --upgrade --universal --no-strip-extras --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
 lock: | $(BIN)/python
