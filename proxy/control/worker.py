@@ -40,6 +40,7 @@ SECOND = 1_000_000_000
 FLUSH = 0.05  # s between batches, and how often the event loop's lag is measured
 LAG_SAMPLES = 20  # flushes between two lag samples that are sent
 LOOK, LOOK_WAITING = 0.25, 0.01  # s between two looks at attempts and at the queue, and while requests wait there
+LATE_LOOK = SECOND // 2
 TEACH = 10  # sweeps
 FULL_BATCH = 256  # records
 RECONNECT = 0.2  # s
@@ -72,7 +73,7 @@ class Worker:
         )
         self.listener = Listener(self.loop, listening, self.plane.client_factory)
         self.lag: list[float] = []
-        self.lag_worst, self.flushes, self.sweeps = 0.0, 0, 0
+        self.lag_worst, self.flushes, self.sweeps, self.looked = 0.0, 0, 0, 0
         self.control: Link | None = None
         self.config_drain = 300.0
         self.settled = False
@@ -287,8 +288,10 @@ class Worker:
         """
         plane = self.plane
         self.loop.call_later(LOOK_WAITING if plane.waiting else LOOK, self._look)
-        now = time.monotonic_ns()
-        plane.notice(now)
+        now, before = time.monotonic_ns(), self.looked
+        self.looked = now
+        if now - before < LATE_LOOK:  # else it was we who were held up: what has come is read before anyone is blamed
+            plane.notice(now)
         if plane.waiting:
             plane.admit(now)
 

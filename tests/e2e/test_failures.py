@@ -216,7 +216,7 @@ def test_five_thousand_requests(start_location: Start, start_engine: StartEngine
     results = asyncio.run(scenario())
     failed = Counter(r.failure for r in results if not r.ok)
     assert count == len(results)
-    assert {"error_event"} == set(failed)  # only a break after the first byte is seen
+    assert set(failed) <= {"error_event"}  # only a break after the first byte is seen
     eventually(lambda: location.state()["totals"]["requests"] == count, "a record for every request")
     outcomes = location.state()["totals"]["outcomes"]
     assert {"ok": count - failed["error_event"], "upstream_error": failed["error_event"]} == outcomes

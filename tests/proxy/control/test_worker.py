@@ -32,7 +32,7 @@ from proxy.control.messages import (
     ToAgent,
     ToSupervisor,
 )
-from proxy.control.worker import FULL_BATCH, Worker
+from proxy.control.worker import FULL_BATCH, LATE_LOOK, Worker
 from proxy.core.settings import Limits
 from tests.proxy.control.test_learned import taught
 from tests.support.http import eventually
@@ -491,5 +491,24 @@ def test_agent_stands_still(takes: int, aborted: bool) -> None:
             assert [FULL_BATCH, FULL_BATCH, 1] == [len(batch.records) for batch in waiting]
             assert [{"a|b": 1}, {}, {}] == [batch.counters for batch in waiting]
             assert (waiting[:takes], aborted) == (agent.sent, agent.aborted)
+
+    asyncio.run(scenario())
+
+
+def test_who_was_held_up_itself_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that comes late leaves the stalled attempts to the next one: their first tokens may wait to be read."""
+
+    async def scenario() -> None:
+        async with in_process() as worker:
+            looks: list[int] = []
+            monkeypatch.setattr(worker.plane, "notice", looks.append)
+            worker._look()  # the first one cannot know
+            worker._look()
+            assert len(looks) == 1
+            worker.looked -= LATE_LOOK + 1
+            worker._look()
+            assert len(looks) == 1
+            worker._look()
+            assert len(looks) == 2
 
     asyncio.run(scenario())
