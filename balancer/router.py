@@ -19,19 +19,12 @@ from balancer.estimate import Estimator
 from balancer.health import Health
 from balancer.ledger import Lease, Ledger
 from balancer.model import Ask, Balancing, Decision, Outcome, Shut, Table
+from balancer.pace import Pace
 from balancer.share import Shares
 
 SECOND = 1_000_000_000  # ns
-PATIENCE = 3 * SECOND // 4
 QUEUE_CAPACITY = 1024
 QUEUE_TIMEOUT = 30 * SECOND
-
-
-def patience(decision: Decision) -> int:
-    """Nanoseconds after which a stream without a first token counts as a failure of its instance, though it goes on
-    waiting: twice what was predicted and 3/4 s. Who looks four times a second notices within 2 x TTFT + 1 s.
-    """
-    return int(2 * decision.ttft * SECOND) + PATIENCE
 
 
 class Router:
@@ -53,6 +46,7 @@ class Router:
         self.shared = shares is not None
         self._new_shares = shares
         self.health = Health(random)
+        self._pace = Pace()
         self.budget = RetryBudget()
         self.version = 0  # of the Table
         self._ledger = ledger
@@ -80,7 +74,9 @@ class Router:
     def update(self, table: Table, now: int) -> None:
         """Take a Table. Queues of models that are gone stay until they are empty."""
         names = {i.cell: i.name for fleet in table.models.values() for i in fleet.instances}
-        self.health.forget({cell for cell, name in names.items() if self._names.get(cell) == name}, now)
+        same = {cell for cell, name in names.items() if self._names.get(cell) == name}
+        self.health.forget(same, now)
+        self._pace.forget(same)
         self._names = names
         self.version = table.version
         self._views = {
@@ -167,6 +163,16 @@ class Router:
         if cell in self._names and self.health.report(cell, outcome, now, trial):
             for view in self._views.values():
                 view.count_ejected()
+
+    def first_token(self, decision: Decision, elapsed: int) -> None:
+        """A stream began `elapsed` ns after its request was sent."""
+        self._pace.observe(decision.instance.cell, decision.ttft, elapsed)
+
+    def overdue(self, ask: Ask, decision: Decision, elapsed: int) -> bool:
+        """Whether a stream that has not begun `elapsed` ns after its request was sent speaks against its instance."""
+        view = self._views.get(ask.model)
+        patience = self._pace.patience(decision.instance.cell, decision.ttft, view.cells if view is not None else ())
+        return patience is not None and elapsed > patience
 
     def learn(self, ask: Ask, prompt_tokens: int, output_tokens: int, events: int) -> None:
         """What a finished request really used, by its `usage`."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from balancer.admit import Waiter
 from balancer.ledger import Lease
 from balancer.model import Ask, Decision, Outcome, Shut
-from balancer.router import patience
 from proxy.core import errors, heads
 from proxy.core.deadline import WAITING_COMMENT_NS
 from proxy.core.exchange import ROWS, Action, Event, State, impossible
@@ -236,6 +235,8 @@ class Exchange:
         assert self.lease is not None  # noqa: S101
         self.first_token = now
         self.lease.first_token()
+        assert self.decision is not None  # noqa: S101
+        self.plane.router.first_token(self.decision, now - self.sent)
         self._report(Outcome.OK, now)
         if self.plane.waiting:
             self.plane.admit(now)
@@ -386,7 +387,7 @@ class Exchange:
         decision = self.decision
         if decision is None or self.noticed or not self.ask.stream or self.lease is None or self.task is not None:
             return
-        if now - self.sent > patience(decision):
+        if self.plane.router.overdue(self.ask, decision, now - self.sent):
             self.noticed = True
             self._report(Outcome.STALLED, now)
 
