@@ -20,6 +20,17 @@ class TraceParent(NamedTuple):
     flags: int
 
 
+class Trace(NamedTuple):
+    """A request's place in its trace; ids in lower-case hex."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    flags: int
+    state: str
+    attempt_id: str  # the span of its first attempt
+
+
 def parse_traceparent(value: bytes) -> TraceParent | None:
     """The caller's span, or None if the header is malformed: then a new trace begins."""
     match = _PARENT.fullmatch(value)

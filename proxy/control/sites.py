@@ -56,7 +56,7 @@ def _upstream(engine: Engine, model: str, cell: int, contexts: dict[EngineTls | 
         host=parts.hostname or "",
         port=parts.port or (443 if secure else 80),
         model=engine.model or model,
-        prefix=parts.path.rstrip("/"),
+        prefix=parts.path.rstrip("/").encode(),
         api_key=engine.api_key,
         tls=contexts[engine.tls] if secure else None,
         server_name=engine.tls.server_name if engine.tls else None,

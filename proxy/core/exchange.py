@@ -69,7 +69,7 @@ class Impossible(Exception):
     """An event that cannot happen in a state: a bug of ours."""
 
 
-# The same by two indices: the driver looks here, a frame and a hash cheaper.
+# The same by two indices: the driver looks here, a frame and a hash cheaper; what is not in the table is a TypeError.
 ROWS: list[list[tuple[State, Action] | None]] = [[TABLE.get((state, event)) for event in Event] for state in State]
 
 

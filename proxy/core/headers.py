@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import msgspec
 
+from proxy.core import routes
 from proxy.core.errors import ParseReject
 
 _NAME = rb"[!#$%&'*+.^`|~0-9A-Za-z-]+"
@@ -53,7 +54,10 @@ class Head(msgspec.Struct, gc=False):
     priority: bytes = b""
     forwarded_for: bytes = b""
     passed: bytes = b""
+    credentials: bytes = b""  # the Authorization line, ready to be sent to an engine that has no key of its own
     size: int = 0
+    asks: bool = False  # a request to a model
+    route: routes.Route = routes.OTHER
 
     @property
     def common(self) -> bool:
@@ -142,6 +146,8 @@ def read(  # noqa: C901  one pass over the lines, on every request
     if method not in _METHODS:
         raise ParseReject("method", f"The method {method.decode()} is not served here.", 501)
     head = Head(method, _path(target), minor, keep_alive=minor == 1, size=size)
+    head.route = routes.of(head.path)
+    head.asks = method == b"POST" and head.route.asks
     hosts = lengths = codings = traceparents = 0
     connection = b""
     passed: list[bytes] = []
@@ -157,6 +163,7 @@ def read(  # noqa: C901  one pass over the lines, on every request
             head.length = _length(value)
         elif low == b"authorization":
             head.authorization = value
+            head.credentials = b"authorization: %b\r\n" % value
         elif low == b"connection":
             connection = connection + b"," + value if connection else value
         elif low == b"transfer-encoding":
@@ -173,7 +180,7 @@ def read(  # noqa: C901  one pass over the lines, on every request
         head.keep_alive = b"close" not in options and (minor == 1 or b"keep-alive" in options)
         if not options <= _HARMLESS:  # it names lines that are for us alone
             passed = [line for line in passed if line.partition(b":")[0].lower() not in options]
-    head.passed = b"".join(passed)
+    head.passed = b"".join(passed) + b"x-forwarded-host: %b\r\n" % head.host
     return head
 
 

@@ -9,7 +9,6 @@ import msgspec
 from proxy.core.headers import Head
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
-_WITH_USAGE_OPTION = (b"/v1/chat/completions", b"/v1/completions")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -27,35 +26,18 @@ class Target(Protocol):
     """What of an upstream its head needs."""
 
     @property
-    def host(self) -> str: ...
+    def prefix(self) -> bytes: ...
     @property
-    def port(self) -> int: ...
-    @property
-    def prefix(self) -> str: ...
+    def lines(self) -> bytes: ...
     @property
     def api_key(self) -> str | None: ...
 
 
-def has_usage_option(path: bytes) -> bool:
-    """Whether this route knows `stream_options.include_usage`."""
-    return path.partition(b"?")[0] in _WITH_USAGE_OPTION
-
-
-def to_engine(head: Head, target: Target, location: str, context: bytes, length: int) -> bytes:
-    """The request's head for an engine: hop-by-hop lines gone, ours added. Never chunked: the body is at hand."""
-    if target.api_key is not None:
-        authorization = b"authorization: Bearer %b\r\n" % target.api_key.encode()
-    elif head.authorization:
-        authorization = b"authorization: %b\r\n" % head.authorization
-    else:
-        authorization = b""
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    return (
-        b"%b %b%b HTTP/1.1\r\nhost: %b:%d\r\n%b%b%bx-forwarded-host: %b\r\n"
-        b"via: 1.1 headrace-%b\r\ncontent-length: %d\r\n\r\n"
-    ) % (
-        head.method, target.prefix.encode(), head.path, host.encode(), target.port, head.passed, authorization, context,
-        head.host, location.encode(), length,
+def to_engine(head: Head, target: Target, context: bytes, body: bytes) -> bytes:
+    """A request for an engine: hop-by-hop lines gone, ours added. Never chunked: the body is at hand."""
+    return b"%b %b%b HTTP/1.1\r\n%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
+        head.method, target.prefix, head.path, target.lines, head.passed,
+        head.credentials if target.api_key is None else b"", context, len(body), body,
     )  # fmt: skip
 
 
@@ -114,28 +96,29 @@ def framing(status: int, answer: Answer, minor: int) -> Framing:
     return Framing.CHUNKED if minor == 1 else Framing.CLOSE
 
 
-def to_client(
-    status: int,
-    answer: Answer,
-    framed: Framing,
-    connection: bytes,
-    identity: bytes,
-    timing: tuple[float, float, float, float],
-) -> bytes:
-    """The answer's head for the client. `timing`: queue, route, connect, first byte in ms; `identity`: our own header
-    lines; `connection`: a `Connection` line or nothing.
-    """
+def timing(queue: float, route: float, connect: float, first_byte: float) -> bytes:
+    """The `server-timing` line, from ms. On a kept connection, without a queue, two of them are nothing to write."""
+    if queue or connect:
+        return b"server-timing: queue;dur=%.2f, route;dur=%.2f, connect;dur=%.2f, first_byte;dur=%.2f\r\n" % (
+            queue, route, connect, first_byte,
+        )  # fmt: skip
+    return b"server-timing: queue;dur=0, route;dur=%.2f, connect;dur=0, first_byte;dur=%.2f\r\n" % (route, first_byte)
+
+
+def to_client(status: int, answer: Answer, framed: Framing, lines: bytes) -> bytes:
+    """The answer's head for the client; `lines`: our own header lines."""
     if framed is Framing.CHUNKED:
         end = b"transfer-encoding: chunked\r\n"
     elif framed is Framing.LENGTH:
         end = b"content-length: %d\r\n" % answer.length
     else:
         end = b""
-    return (
-        b"HTTP/1.1 %d %b\r\n%b%b%b%b"
-        b"server-timing: queue;dur=%.2f, route;dur=%.2f, connect;dur=%.2f, first_byte;dur=%.2f\r\n\r\n"
-        % (status, _REASONS.get(status, b""), answer.passed, end, connection, identity, *timing)
-    )
+    return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (status, _REASONS.get(status, b""), answer.passed, end, lines)
+
+
+def whole(answer: Answer, lines: bytes, body: bytes) -> bytes:
+    """A 200 and its body at once; its length is the body's."""
+    return b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n%b\r\n%b" % (answer.passed, len(body), lines, body)
 
 
 def own(status: int, body: bytes, date: bytes, extra: bytes = b"", content_type: bytes = b"application/json") -> bytes:

@@ -25,11 +25,6 @@ class Fields(msgspec.Struct, gc=False):
     max_output_tokens: int | None = None
     stream_options: StreamOptions | None = None
 
-    @property
-    def cap(self) -> int:
-        """The client's cap on output tokens, 0 if it gave none."""
-        return max(0, self.max_completion_tokens or self.max_tokens or self.max_output_tokens or 0)
-
 
 _decode = msgspec.json.Decoder(Fields).decode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -16,7 +16,7 @@ import msgspec
 
 from proxy.core import errors, headers, heads, request
 from proxy.core.errors import ParseReject, ProxyError
-from proxy.net import clock, local, records
+from proxy.net import clock, local, records, vigil
 from proxy.net.engine import HIGH_WATER, LOW_WATER
 from proxy.net.exchange import Exchange
 
@@ -34,7 +34,7 @@ class Client(asyncio.Protocol):
 
     __slots__ = (
         "accepted", "address", "advancing", "body", "buffer", "complete", "exchange", "fields", "head", "keep_alive", "lingering",
-        "on_body", "parser", "paused", "plane", "reading", "scheme", "since", "transport", "url",
+        "on_body", "origin", "parser", "paused", "plane", "reading", "since", "transport", "url",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -56,7 +56,7 @@ class Client(asyncio.Protocol):
         self.lingering = False  # refused; its bytes are thrown away
         self.since = self.accepted = 0
         self.address = ""
-        self.scheme = b"http"
+        self.origin = b""  # the lines that say where its requests come from
 
     # asyncio
 
@@ -65,8 +65,10 @@ class Client(asyncio.Protocol):
         transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if peer else ""
-        if transport.get_extra_info("sslcontext") is not None:
-            self.scheme = b"https"
+        secure = transport.get_extra_info("sslcontext") is not None
+        self.origin = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nvia: 1.1 headrace-%b\r\n" % (
+            self.address.encode(), b"https" if secure else b"http", self.plane.site.location.encode(),
+        )  # fmt: skip
         self.parser = httptools.HttpRequestParser(self)
         self.since = clock.now()
         plane = self.plane
@@ -224,23 +226,24 @@ class Client(asyncio.Protocol):
     def _serve(self, head: headers.Head, body: bytes, size: int) -> None:
         """Answers a whole request, or begins its exchange."""
         plane = self.plane
-        path = head.path.partition(b"?")[0]
-        if head.method != b"POST":
-            self._answer(head, local.answer(plane, head, path))
+        if not head.asks:
+            self._answer(head, local.answer(plane, head))
             return
-        if not path.startswith(b"/v1/") or path.startswith(b"/v1/models"):
-            raise local.refusal(path, head.method)
         fields = request.read(body)
         model = plane.site.names.get(fields.model)
         if model is None:
             raise errors.ModelNotFound(fields.model, sorted(plane.site.names))
         ask = local.ask(plane, head, fields, model, len(body), self.address)
-        now = clock.now()
+        trace = plane.trace_of(head)
         self._forget_request()
         plane.active += 1
-        plane.router.budget.request(now)
-        self.exchange = Exchange(plane, self, head, body, fields, ask, self.accepted, size)
-        self.exchange.start(now)
+        plane.router.budget.arrived += 1
+        now, add_usage = clock.now(), ask.stream and head.route.usage_option and not request.asks_usage(fields)
+        self.exchange = exchange = Exchange(
+            plane, self, head, body, fields, ask, trace, head.request_id.decode() or trace.trace_id, add_usage, size,
+            self.accepted, now,
+        )  # fmt: skip
+        exchange.start(now)
 
     def _forget_request(self) -> None:
         self.head = None
@@ -250,10 +253,10 @@ class Client(asyncio.Protocol):
             self.url = b""
             self.body.clear()
 
-    def done(self, keep_alive: bool) -> None:
+    def done(self) -> None:
         """The exchange has ended: the next request, or the end of the connection."""
         self.exchange = None
-        if not keep_alive:
+        if not self.keep_alive:
             self.transport.close()
             return
         self.since = clock.now()
@@ -265,28 +268,29 @@ class Client(asyncio.Protocol):
 
     # answers
 
-    def connection_line(self) -> bytes:
-        """The `Connection` line of an answer, empty where HTTP's default says it. Decides whether it stays open."""
+    def connection_line(self, head: headers.Head | None) -> bytes:
+        """The `Connection` line of an answer to `head`, empty where HTTP's default says it. Decides whether it stays open."""
         if self.plane.draining:
             self.keep_alive = False
         if not self.keep_alive:
             return b"connection: close\r\n"
-        exchange = self.exchange
-        head = exchange.head if exchange is not None else self.head
         return b"connection: keep-alive\r\n" if head is not None and head.minor == 0 else b""
 
-    def forwarded_for(self, head: headers.Head) -> bytes:
-        """The value of X-Forwarded-For with this client appended."""
-        address = self.address.encode()
-        return head.forwarded_for + b", " + address if head.forwarded_for else address
+    def origin_of(self, head: headers.Head) -> bytes:
+        """The lines that say where a request came from: those of this client, after whom its own X-Forwarded-For names."""
+        if not head.forwarded_for:
+            return self.origin
+        name, value = self.origin.split(b": ", 1)
+        return b"%b: %b, %b" % (name, head.forwarded_for, value)
 
     def answer_error(self, error: ProxyError, request_id: str, attempts: int) -> int:
         """Writes an error of ours; returns its size in bytes."""
         if error.close:
             self.keep_alive = False
         body = error.body()
+        head = self.exchange.head if self.exchange is not None else self.head
         extra = b"%b%bx-headrace-location: %b\r\nx-headrace-attempts: %d\r\n" % (
-            self.connection_line(), error.headers(), self.plane.site.location.encode(), attempts,
+            self.connection_line(head), error.headers(), self.plane.site.location.encode(), attempts,
         )  # fmt: skip
         if request_id:
             extra += b"x-request-id: %b\r\n" % request_id.encode()
@@ -295,12 +299,12 @@ class Client(asyncio.Protocol):
         return len(answer)
 
     def _answer(self, head: headers.Head, answer: local.Answer) -> None:
-        text = heads.own(answer.status, answer.body, self.plane.date, self.connection_line(), answer.content_type)
+        text = heads.own(answer.status, answer.body, self.plane.date, self.connection_line(head), answer.content_type)
         self.transport.write(text if head.method == b"HEAD" else text + answer.body)
         if head.path.startswith(b"/v1/"):
             self._note("ok", answer.status, "", "")
         self._forget_request()
-        self.done(self.keep_alive)
+        self.done()
 
     def _reject(self, error: ProxyError) -> None:
         """Answers a request that never became an exchange."""
@@ -312,7 +316,7 @@ class Client(asyncio.Protocol):
         self.answer_error(error, request_id, 0)
         if self.keep_alive and self.complete:
             self._forget_request()
-            self.done(True)
+            self.done()
         else:
             self._linger()
 
@@ -362,7 +366,7 @@ class Client(asyncio.Protocol):
         if self.paused and silence > deadlines.stream:
             self.transport.abort()
         elif self.exchange is not None:
-            self.exchange.tick(now)
+            vigil.tick(self.exchange, now)
         elif self.lingering:
             if silence > LINGER_NS:
                 self.transport.abort()

@@ -2,7 +2,9 @@
 
 Rules. A connection carries one exchange. Bytes that nobody asked for, a second answer, anything that is not HTTP, or any
 doubt where an answer ends closes it. A connection that was kept and is closed before it gave a byte was stale: its
-exchange connects anew. llhttp's `should_keep_alive()` is read inside `on_message_complete`: afterwards it is false.
+exchange connects anew. A piece of a begun stream that is exactly one chunk of whole events is not given to llhttp at all:
+its framing is checked to the byte, and is what we would write ourselves. llhttp's `should_keep_alive()` is read inside
+`on_message_complete`: afterwards it is false.
 """
 
 import asyncio
@@ -19,6 +21,7 @@ from proxy.net.site import Upstream
 if TYPE_CHECKING:
     from proxy.net.exchange import Exchange
     from proxy.net.plane import Plane
+    from proxy.net.relay import Relay
 
 HIGH_WATER, LOW_WATER = 65536, 16384
 MAX_IDLE = 1024  # kept connections an engine
@@ -72,8 +75,8 @@ class EngineConnection(asyncio.Protocol):
     """One connection to one engine (asyncio and llhttp call its methods)."""
 
     __slots__ = (
-        "begun", "body_parts", "complete", "exchange", "feed", "framed", "head_bytes", "headers", "idle_since", "keep",
-        "on_body", "parser", "parts", "plane", "pool", "raw", "status", "steady", "transport", "used",
+        "aligned", "begun", "between", "body_parts", "complete", "exchange", "feed", "framed", "head_bytes", "headers",
+        "idle_since", "keep", "on_body", "parser", "parts", "plane", "pool", "raw", "status", "steady", "transport", "used",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -90,7 +93,7 @@ class EngineConnection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.parser: httptools.HttpResponseParser | None = None  # of this answer, unless it needs none
         self.raw = b""  # an answer's first piece, in which its head may be whole
-        self.steady: Callable[[bytes, int], None] | None = None  # takes the pieces of a stream that has begun
+        self.steady: Relay | None = None  # takes the pieces of a stream that has begun
 
     # asyncio
 
@@ -105,14 +108,19 @@ class EngineConnection(asyncio.Protocol):
         self.parser = None
         self.headers = []
         self.status = self.head_bytes = self.body_parts = 0
-        self.begun = self.complete = self.keep = self.framed = False
+        self.begun = self.complete = self.keep = self.framed = self.aligned = self.between = False
         self.transport.write(message)
 
     def data_received(self, data: bytes) -> None:
-        if self.steady is None:
+        steady = self.steady
+        if steady is None:
             self._receive(data)
             return
-        try:  # a stream that has begun: once an event, so no frame and no look more than needed
+        if self.aligned and data[-4:] == b"\n\n\r\n":  # once an event: no frame and no look more than needed
+            digits = data.find(b"\r\n", 0, 9)
+            if data[:digits] == b"%x" % (len(data) - digits - 4) and steady.forward(data, now()):
+                return
+        try:
             self.feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.keep = False
@@ -121,8 +129,9 @@ class EngineConnection(asyncio.Protocol):
             elif self.exchange is not None:
                 self._fail(self.exchange, Outcome.GARBAGE)
             return
+        self.aligned = self.between and data[-2:] == b"\r\n"
         if len(self.parts) == 1 and not self.complete:
-            self.steady(self.parts.pop(), now())
+            steady.pump(self.parts.pop(), now())
         else:
             self._pass_on(now())
 
@@ -145,6 +154,7 @@ class EngineConnection(asyncio.Protocol):
             if not self.complete:
                 self._fail(exchange, Outcome.GARBAGE)
                 return
+        self.aligned = self.between and data[-2:] == b"\r\n"
         if self.begun or self._begin(exchange, len(data)):
             self._pass_on(now())
 
@@ -159,7 +169,7 @@ class EngineConnection(asyncio.Protocol):
         if not exchange.answered(self, now()):
             return False
         if not self.complete and exchange.relay.stream is not None:
-            self.steady = exchange.relay.pump
+            self.steady = exchange.relay
         return True
 
     def _pass_on(self, at: int) -> None:
@@ -181,12 +191,9 @@ class EngineConnection(asyncio.Protocol):
         found = self.plane.answers.find(data[:end])
         if found is None or len(data) - end != found[1]:
             return False
-        answer, length = found
         self.status = 200
         self.complete = self.keep = True
-        exchange.whole(
-            self, answer if answer.length == length else Answer(answer.passed, length, False), data[end:], now()
-        )
+        exchange.whole(found[0], data[end:], now())
         return True
 
     def answer(self) -> Answer:
@@ -239,6 +246,12 @@ class EngineConnection(asyncio.Protocol):
         self.framed = status in (204, 304) or any(
             name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers
         )
+
+    def on_chunk_header(self) -> None:
+        self.between = False
+
+    def on_chunk_complete(self) -> None:
+        self.between = True
 
     def on_message_complete(self) -> None:
         if not self.status:  # 1xx: the answer is yet to come

@@ -7,74 +7,78 @@ answer's end; a Relay from the answer's head; one Record at the end, whatever th
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from balancer.admit import Waiter
 from balancer.ledger import Lease
 from balancer.model import Ask, Decision, Outcome, Shut
 from proxy.core import errors, heads
-from proxy.core.deadline import WAITING_COMMENT_NS
 from proxy.core.exchange import ROWS, Action, Event, State, impossible
 from proxy.core.headers import Head
-from proxy.core.request import Fields, asks_usage, rewrite
+from proxy.core.request import Fields, rewrite
 from proxy.core.retry import may_retry, of_status
-from proxy.core.sse import EventStream, Usage
+from proxy.core.sse import EventStream
 from proxy.net.engine import EngineConnection
-from proxy.net.relay import Relay, Whole
+from proxy.net.relay import Relay
 from proxy.net.site import Upstream
+from telemetry.context import Trace
 from telemetry.record import Attempt
 
 if TYPE_CHECKING:
     from proxy.net.client import Client
     from proxy.net.plane import Plane
 
+OK = Outcome.OK  # an enum's member costs as much to look up as four dictionary entries
+ROUTING, RELAYING, ENDED = State.ROUTING, State.RELAYING, State.ENDED
+CHOSEN, CONNECTED, HEAD, END = Event.CHOSEN, Event.CONNECTED, Event.HEAD, Event.END
 
-class Exchange:
-    """One request and all that is known of it until its record is written. Times are monotonic ns."""
 
-    __slots__ = (
-        "accepted", "add_usage", "ask", "attempt_start", "attempts", "body", "bytes_in", "bytes_out", "client", "connect_ns",
-        "connected", "connection", "decision", "ended_at", "error", "fields", "first_byte", "first_token", "head", "lease",
-        "noticed", "outcome", "plane", "queue_depth", "queued", "relay", "reported", "request_id", "routed", "sent", "since",
-        "span_id", "state", "status", "task", "trace", "tried", "upstream", "usage", "waiter",
-    )  # fmt: skip
+class Exchange(msgspec.Struct, eq=False):
+    """One request and all that is known of it until its record is written. Times are monotonic ns, 0: never.
 
-    relay: Relay
-    upstream: Upstream
-    outcome: str
-    ended_at: int
+    A Struct, because its constructor is C: forty slots set in Python cost more than the routing.
+    """
 
-    def __init__(
-        self,
-        plane: "Plane",
-        client: "Client",
-        head: Head,
-        body: bytes,
-        fields: Fields,
-        ask: Ask,
-        now: int,
-        bytes_in: int,
-    ) -> None:
-        self.plane, self.client = plane, client
-        self.head, self.body, self.fields, self.ask = head, body, fields, ask
-        self.trace = plane.trace_of(head)
-        self.request_id = head.request_id.decode() or self.trace.trace_id
-        self.state = State.ROUTING
-        self.add_usage = ask.stream and not asks_usage(fields) and heads.has_usage_option(head.path)
-        self.accepted = self.since = now
-        self.bytes_in = bytes_in  # head and body
-        self.queued = self.routed = self.connected = self.sent = self.first_byte = self.first_token = 0
-        self.attempt_start = self.connect_ns = self.queue_depth = self.bytes_out = 0
-        self.attempts: list[Attempt] = []
-        self.tried: tuple[int, ...] = ()
-        self.decision: Decision | None = None
-        self.lease: Lease | None = None
-        self.connection: EngineConnection | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.waiter: Waiter | None = None
-        self.error: errors.ProxyError | None = None
-        self.usage: Usage | None = None
-        self.status = 0
-        self.span_id = ""
-        self.reported = False
+    plane: "Plane"
+    client: "Client"
+    head: Head
+    body: bytes
+    fields: Fields
+    ask: Ask
+    trace: Trace
+    request_id: str
+    add_usage: bool  # its stream did not ask for usage
+    bytes_in: int  # head and body
+    accepted: int  # its head was whole
+    since: int  # the last thing happened
+    queued: int = 0
+    routed: int = 0
+    connected: int = 0
+    sent: int = 0
+    first_byte: int = 0
+    first_token: int = 0
+    ended_at: int = 0
+    attempt_start: int = 0
+    connect_ns: int = 0
+    queue_depth: int = 0
+    bytes_out: int = 0
+    status: int = 0
+    state: State = ROUTING
+    span_id: str = ""  # of the attempt
+    outcome: str = ""
+    attempts: list[Attempt] = []
+    tried: tuple[int, ...] = ()
+    decision: Decision | None = None
+    lease: Lease | None = None
+    connection: EngineConnection | None = None
+    task: asyncio.Task[None] | None = None
+    waiter: Waiter | None = None
+    error: errors.ProxyError | None = None
+    relay: Relay = None  # type: ignore[assignment]  # from the answer's head on, unless it came whole
+    answer: bytes = b""  # a whole answer's body
+    upstream: Upstream = None  # type: ignore[assignment]  # from the first decision on
+    reported: bool = False
+    noticed: bool = False
 
     # routing
 
@@ -125,22 +129,25 @@ class Exchange:
 
     def _place(self, decision: Decision, now: int) -> None:
         """Takes a share of the instance's ledger and a connection to it."""
-        self._to(Event.CHOSEN)
-        cell = decision.instance.cell
-        self.decision, self.routed = decision, now
+        self.state = ROWS[self.state][CHOSEN][0]  # type: ignore[index]
+        plane, ask, cell = self.plane, self.ask, decision.instance.cell
+        self.decision = decision
+        self.lease = plane.router.open(ask, decision, now)
+        self.upstream = plane.site.upstreams[ask.model][cell]
+        if self.tried:
+            self.reported = self.noticed = False
+            self.connect_ns = 0
+            self.span_id = plane.new_span_id()
+        else:
+            self.span_id = self.trace.attempt_id
         self.tried += (cell,)
-        self.lease = self.plane.router.open(self.ask, decision, now)
-        self.reported = self.noticed = False
-        self.upstream = self.plane.site.upstreams[self.ask.model][cell]
-        self.span_id = self.plane.new_span_id()
-        self.attempt_start = self.since = now
-        self.connect_ns = 0
-        pool = self.plane.pools[cell]
+        self.routed = self.attempt_start = self.since = now
+        pool = plane.pools[cell]
         connection = pool.take()
         if connection is not None:
             self._send(connection, now)
         else:
-            self.task = self.plane.connect(pool, self)
+            self.task = plane.connect(pool, self)
 
     # towards the engine
 
@@ -151,25 +158,20 @@ class Exchange:
         self._send(connection, now)
 
     def _send(self, connection: EngineConnection, now: int) -> None:
-        self._to(Event.CONNECTED)
+        self.state = ROWS[self.state][CONNECTED][0]  # type: ignore[index]
         self.connection = connection
         self.connected = self.sent = self.since = now
-        upstream = self.upstream
-        body = self.body
+        upstream, trace, body = self.upstream, self.trace, self.body
         if self.add_usage or upstream.model != self.fields.model:
             body = rewrite(body, self.fields, upstream.model, self.add_usage)
-        connection.send(
-            self, heads.to_engine(self.head, upstream, self.plane.site.location, self._context(), len(body)) + body
+        ids = (
+            f"x-request-id: {self.request_id}\r\ntraceparent: 00-{trace.trace_id}-{self.span_id}-{trace.flags:02x}\r\n"
         )
-
-    def _context(self) -> bytes:
-        """The header lines that name this client and this attempt."""
-        trace = self.trace
-        lines = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-request-id: %b\r\ntraceparent: 00-%b-%b-%02x\r\n" % (
-            self.client.forwarded_for(self.head), self.client.scheme, self.request_id.encode(),
-            trace.trace_id.encode(), self.span_id.encode(), trace.flags,
-        )  # fmt: skip
-        return lines + b"tracestate: %b\r\n" % trace.state.encode() if trace.state else lines
+        if trace.state:
+            ids += f"tracestate: {trace.state}\r\n"
+        connection.send(
+            self, heads.to_engine(self.head, upstream, self.client.origin_of(self.head) + ids.encode(), body)
+        )
 
     # from the engine
 
@@ -180,16 +182,16 @@ class Exchange:
         self.since = now
         self.task = self.plane.connect(self.plane.pools[self.tried[-1]], self)
 
-    def whole(self, connection: EngineConnection, answer: heads.Answer, body: bytes, now: int) -> None:
-        """The short way of an answer that came in one piece, is no stream, and whose head's like was read before."""
-        self._to(Event.HEAD)
+    def whole(self, answer: heads.Answer, body: bytes, now: int) -> None:
+        """The short way of a 200 that came in one piece, is no stream, and whose head's like was read before."""
+        self.state = ROWS[ROWS[self.state][HEAD][0]][END][0]  # type: ignore[index]
         self.first_byte = now
-        self.status = connection.status
-        text = self._answer_head(answer, heads.Framing.LENGTH) + body
+        self.status = 200
+        self.answer = body
+        text = heads.whole(answer, self._lines(), body)
+        self.bytes_out = len(text)
         self.client.transport.write(text)
-        self.relay = Whole(now, len(text), body)
-        self._to(Event.END)
-        self._finish(now)
+        self._finish(OK, now)
 
     def answered(self, connection: EngineConnection, now: int) -> bool:
         """The answer's head is there. False: it does not go to the client, and the connection is no longer ours."""
@@ -210,7 +212,8 @@ class Exchange:
         if framing is heads.Framing.CLOSE:
             self.client.keep_alive = False
         self.relay = Relay(
-            self.client.transport.write, self._answer_head(answer, framing), framing is heads.Framing.CHUNKED,
+            self.client.transport.write, heads.to_client(self.status, answer, framing, self._lines()),
+            framing is heads.Framing.CHUNKED,
             EventStream(self.add_usage) if answer.events else None, lease, self._first_token, now,
         )  # fmt: skip
         self.body = b""  # there is no way back: a stream must not hold its prompt for as long as it lasts
@@ -218,17 +221,17 @@ class Exchange:
             connection.transport.pause_reading()
         return True
 
-    def _answer_head(self, answer: heads.Answer, framing: heads.Framing) -> bytes:
-        decision = self.decision
+    def _lines(self) -> bytes:
+        """Our own lines of the answer's head."""
+        accepted, decision = self.accepted, self.decision
         assert decision is not None  # noqa: S101
         queue = (self.routed - self.queued) / 1e6 if self.queued else 0.0
-        route = (self.attempt_start - self.accepted) / 1e6 - queue
-        identity = b"x-request-id: %b\r\n%bx-headrace-attempts: %d\r\n" % (
-            self.request_id.encode(), self.plane.identity(self.upstream.name, decision.reason), len(self.attempts) + 1,
-        )  # fmt: skip
-        return heads.to_client(
-            self.status, answer, framing, self.client.connection_line(), identity,
-            (queue, route, self.connect_ns / 1e6, (self.first_byte - self.accepted) / 1e6),
+        return b"%b%bx-request-id: %b\r\nx-headrace-attempts: %d\r\n%b" % (
+            self.client.connection_line(self.head), self.plane.identity(self.upstream.name, decision.reason),
+            self.request_id.encode(), len(self.tried),
+            heads.timing(
+                queue, (self.attempt_start - accepted) / 1e6 - queue, self.connect_ns / 1e6, (self.first_byte - accepted) / 1e6
+            ),
         )  # fmt: skip
 
     def _first_token(self, now: int) -> None:
@@ -237,7 +240,7 @@ class Exchange:
         self.lease.first_token()
         assert self.decision is not None  # noqa: S101
         self.plane.router.first_token(self.decision, now - self.sent)
-        self._report(Outcome.OK, now)
+        self.report(OK, now)
         if self.plane.waiting:
             self.plane.admit(now)
 
@@ -245,24 +248,20 @@ class Exchange:
         """The answer is whole."""
         self._to(Event.END)
         self.relay.end(rest, now)
-        self._finish(now)
+        self._finish(of_status(self.status), now)
 
-    def _finish(self, now: int) -> None:
-        self.usage = self.relay.usage
+    def _finish(self, outcome: Outcome, now: int) -> None:
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.release()
-        outcome = of_status(self.status)
         self._end_attempt(outcome, self.status, now)
-        self._close("ok" if outcome is Outcome.OK else "bad_request", now)
-        self.client.done(self.client.keep_alive)
+        self._close("ok" if outcome is OK else "bad_request", now)
+        self.client.done()
 
     def failed(self, outcome: Outcome, now: int, status: int = 0) -> None:
         """The attempt failed: before the first byte another may follow, afterwards the client is told."""
         action = self._to(Event.FAILED)
         self._drop_connection()
-        if action is Action.BREAK:
-            self.usage = self.relay.usage
         self._end_attempt(outcome, status, now)
         if action is Action.BREAK:
             self._break(outcome, now)
@@ -286,7 +285,8 @@ class Exchange:
         self.plane.count("headrace_stream_interruptions_total|engine:" + outcome)
         self.relay.break_off(self.error.event())
         self._close("timeout" if outcome is Outcome.STALLED else "upstream_error", now)
-        self.client.done(False)
+        self.client.keep_alive = False
+        self.client.done()
 
     # ends
 
@@ -296,7 +296,7 @@ class Exchange:
         self.status = error.http_status
         self.bytes_out = self.client.answer_error(error, self.request_id, len(self.attempts))
         self._close(error.outcome, now)
-        self.client.done(self.client.keep_alive)
+        self.client.done()
 
     def abandoned(self, now: int) -> None:
         """The client is gone: the engine's work is stopped and its tokens leave the ledger."""
@@ -327,14 +327,16 @@ class Exchange:
         self.attempts.append(
             Attempt(self.upstream.name, self.span_id, self.attempt_start, now, outcome, status, self.connect_ns)
         )
-        self._report(outcome, now)
+        self.report(outcome, now)
 
-    def _report(self, outcome: Outcome, now: int) -> None:
-        """Tells the balancer how the attempt went: well once, badly always."""
-        if outcome is Outcome.OK or outcome is Outcome.CANCELLED:
+    def report(self, outcome: Outcome, now: int) -> None:
+        """Tells the balancer how the attempt went: well once, badly always. Well is no news of an instance without a note."""
+        if outcome is OK or outcome is Outcome.CANCELLED:
             if self.reported:
                 return
             self.reported = True
+            if self.tried[-1] not in self.plane.router.health.notes:
+                return
         decision = self.decision
         assert decision is not None  # noqa: S101
         self.plane.router.report(self.tried[-1], outcome, now, decision.reason not in ("p2c", "only"))
@@ -350,51 +352,3 @@ class Exchange:
     def _to(self, event: Event) -> Action:
         self.state, action = ROWS[self.state][event] or impossible(self.state, event)
         return action
-
-    # the sweep
-
-    def tick(self, now: int) -> None:
-        """Once a second: silence that lasts too long ends it, shorter silence is filled with a comment."""
-        deadlines = self.plane.deadlines
-        state = self.state
-        if now - self.accepted > deadlines.request and state in (State.CONNECTING, State.SENT, State.RELAYING):
-            self._timeout(now)
-            return
-        if state is State.RELAYING:
-            self._tick_relay(now)
-        elif deadlines.stalled(state, self.since, now):
-            self._timeout(now)
-        elif self.lease is not None and not self.ask.stream:
-            self._elapse(now)
-
-    def _tick_relay(self, now: int) -> None:
-        relay = self.relay
-        if self.client.paused:
-            return
-        if self.plane.deadlines.stalled(State.RELAYING, relay.last, now):
-            self._timeout(now)
-        elif relay.commentable and now - relay.last > WAITING_COMMENT_NS and now - self.since > WAITING_COMMENT_NS:
-            self.since = now
-            relay.comment()
-
-    def _elapse(self, now: int) -> None:
-        assert self.lease is not None  # noqa: S101
-        assert self.decision is not None  # noqa: S101
-        self.lease.elapse(now - self.sent, int(self.decision.ttft * 1e9), self.plane.tpot_ns)
-
-    def notice(self, now: int) -> None:
-        """Four times a second while there is no first token: the balancer hears once of an attempt that seems stalled."""
-        decision = self.decision
-        if decision is None or self.noticed or not self.ask.stream or self.lease is None or self.task is not None:
-            return
-        if self.plane.router.overdue(self.ask, decision, now - self.sent):
-            self.noticed = True
-            self._report(Outcome.STALLED, now)
-
-    def _timeout(self, now: int) -> None:
-        if self.task is not None:
-            self.task.cancel()
-            self.task = None
-            self.failed(Outcome.REFUSED, now)
-        else:
-            self.failed(Outcome.STALLED, now)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _PRIORITIES = {b"critical": Priority.CRITICAL, b"normal": Priority.NORMAL, b"batch": Priority.BATCH}
 _GET = (b"GET", b"HEAD")
+_NORMAL = Priority.NORMAL
 
 
 class Answer(NamedTuple):
@@ -22,10 +23,11 @@ class Answer(NamedTuple):
     content_type: bytes = b"application/json"
 
 
-def answer(plane: "Plane", head: Head, path: bytes) -> Answer:
-    """The answer to anything but a POST; raises NotFound or NotAllowed."""
+def answer(plane: "Plane", head: Head) -> Answer:
+    """The answer to what asks no model; raises NotFound or NotAllowed."""
+    path = head.path.partition(b"?")[0]
     if head.method not in _GET:
-        raise refusal(path, head.method)
+        raise _refusal(path, head.method)
     if path == b"/v1/models":
         models = [_model(plane, name) for name in sorted(plane.site.names)]
         return Answer(200, msgspec.json.encode({"object": "list", "data": models}))
@@ -38,7 +40,7 @@ def answer(plane: "Plane", head: Head, path: bytes) -> Answer:
         return Answer(200, b"ok\n", b"text/plain")
     if path == b"/readyz":
         return _readiness(plane)
-    raise refusal(path, head.method)
+    raise _refusal(path, head.method)
 
 
 def _readiness(plane: "Plane") -> Answer:
@@ -53,7 +55,7 @@ def _model(plane: "Plane", name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": plane.site.created, "owned_by": "headrace"}
 
 
-def refusal(path: bytes, method: bytes) -> errors.ProxyError:
+def _refusal(path: bytes, method: bytes) -> errors.ProxyError:
     """Why this method on this path is not served."""
     shown = path.decode("latin-1")[:200]
     if path in (b"/v1/models", b"/livez", b"/readyz") or path.startswith(b"/v1/models/"):
@@ -65,7 +67,7 @@ def refusal(path: bytes, method: bytes) -> errors.ProxyError:
 
 def ask(plane: "Plane", head: Head, fields: Fields, model: str, size: int, address: str) -> Ask:
     """What routing needs to know of this request; raises BadRequest for a priority that does not exist."""
-    priority = Priority.NORMAL
+    priority = _NORMAL
     if head.priority:
         named = _PRIORITIES.get(head.priority)
         if named is None:
@@ -73,6 +75,7 @@ def ask(plane: "Plane", head: Head, fields: Fields, model: str, size: int, addre
                 f"x-headrace-priority must be critical, normal or batch, got {head.priority[:40]!r}",
                 param="x-headrace-priority",
             )
-        priority = max(named, Priority.NORMAL)  # without keys nobody is critical
-    tenant = plane.tenant_of(head.authorization, address)
-    return Ask(model, size, fields.cap, bool(fields.stream), tenant, priority)
+        priority = max(named, _NORMAL)  # without keys nobody is critical
+    tenant = plane.tenants.get(head.authorization) or plane.tenant_of(head.authorization, address)
+    cap = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens or 0
+    return Ask(model, size, cap if cap > 0 else 0, fields.stream is True, tenant, priority)

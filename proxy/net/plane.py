@@ -6,7 +6,6 @@ import os
 import random
 import ssl
 from collections.abc import Callable
-from typing import NamedTuple
 
 from balancer.model import Outcome
 from balancer.router import Router
@@ -15,26 +14,16 @@ from proxy.core.headers import Head
 from proxy.core.heads import Answer
 from proxy.core.known import Known
 from proxy.core.settings import Limits
-from proxy.net import clock, records
+from proxy.net import clock, records, vigil
 from proxy.net.client import Client
 from proxy.net.engine import EngineConnection, Pool
 from proxy.net.exchange import Exchange
 from proxy.net.site import Site, Upstream
-from telemetry.context import clean_tracestate, parse_traceparent
+from telemetry.context import Trace, clean_tracestate, parse_traceparent
 from telemetry.record import Record
 
 KNOWN_TENANTS = 4096
 LEARNED = 16  # about so many of a batch teach the estimator: its means forget after some fifty, more would only cost
-
-
-class Trace(NamedTuple):
-    """A request's place in its trace; ids in lower-case hex."""
-
-    trace_id: str
-    span_id: str
-    parent_id: str
-    flags: int
-    state: str
 
 
 def same_endpoint(one: Upstream, other: Upstream) -> bool:
@@ -70,8 +59,8 @@ class Plane:
         self.date = clock.http_date()
         self.requests: Known[Head] = Known()  # heads of requests and of answers that were read before
         self.answers: Known[Answer] = Known()
-        self._random = random.Random(os.urandom(32))
-        self._tenants: dict[bytes, str] = {}
+        self._draw = random.Random(os.urandom(32)).getrandbits
+        self.tenants: dict[bytes, str] = {}  # hashes by what they are of
         self._identities: dict[tuple[str, str], bytes] = {}
 
     @property
@@ -83,7 +72,7 @@ class Plane:
         """Puts a new Site in force; requests in flight end under the old one's connections."""
         self.site, self.limits = site, site.limits
         self.deadlines = Deadlines(site.limits)
-        self._tenants.clear()
+        self.tenants.clear()
         self._identities.clear()
         self.requests.clear()  # the limits by which they were read may have changed
         self.answers.clear()
@@ -130,6 +119,7 @@ class Plane:
                 assert isinstance(exchange, Exchange)  # noqa: S101
                 exchange.put_out("queue_timeout", max(1.0, queue.wait(now)), now)
         self.admit(now)
+        self.router.budget.look(now)
         for pool in self.pools.values():
             pool.sweep(now)
 
@@ -138,7 +128,7 @@ class Plane:
         for client in self.open_clients:
             exchange = client.exchange
             if exchange is not None and not exchange.first_token:
-                exchange.notice(now)
+                vigil.notice(exchange, now)
 
     def admit(self, now: int) -> None:
         """Gives the queue's first to instances that can take them again."""
@@ -170,31 +160,31 @@ class Plane:
 
     def trace_of(self, head: Head | None) -> Trace:
         """The caller's trace if it sent a valid one, else a new one; always a span of our own."""
-        drawn = f"{self._random.getrandbits(192):048x}"
+        drawn = self._draw(256).to_bytes(32, "big").hex()
         if head is not None and head.traceparent:
             parent = parse_traceparent(head.traceparent)
             if parent is not None:
                 state = clean_tracestate(head.tracestate) if head.tracestate else ""
-                return Trace(parent.trace_id, drawn[:16], parent.span_id, parent.flags, state)
-        return Trace(drawn[16:], drawn[:16], "", 0, "")
+                return Trace(parent.trace_id, drawn[:16], parent.span_id, parent.flags, state, drawn[16:32])
+        return Trace(drawn[32:], drawn[:16], "", 0, "", drawn[16:32])
 
     def new_span_id(self) -> str:
         """16 hex digits, not all zero."""
-        return "%016x" % (self._random.getrandbits(64) or 1)
+        return "%016x" % (self._draw(64) or 1)
 
     def new_request_id(self) -> str:
         """32 hex digits."""
-        return f"{self._random.getrandbits(128):032x}"
+        return f"{self._draw(128):032x}"
 
     def tenant_of(self, authorization: bytes, address: str) -> str:
         """A keyed hash of the bearer token, else of the client's address."""
         source = authorization or address.encode()
-        tenant = self._tenants.get(source)
+        tenant = self.tenants.get(source)
         if tenant is None:
-            if len(self._tenants) >= KNOWN_TENANTS:
-                self._tenants.clear()
+            if len(self.tenants) >= KNOWN_TENANTS:
+                self.tenants.clear()
             tenant = hashlib.blake2b(source, digest_size=8, key=self.site.secret[:64]).hexdigest()
-            self._tenants[source] = tenant
+            self.tenants[source] = tenant
         return tenant
 
     def identity(self, instance: str, reason: str) -> bytes:

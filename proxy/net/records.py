@@ -4,41 +4,22 @@ from typing import TYPE_CHECKING
 
 from balancer.model import Decision, Priority
 from proxy.core.headers import Head
-from proxy.net.relay import Whole
+from proxy.core.sse import Usage, usage_in_body
 from telemetry.record import Record
 
 if TYPE_CHECKING:
     from proxy.net.exchange import Exchange
     from proxy.net.plane import Plane
 
-_ROUTES = {
-    b"/v1/chat/completions": "/v1/chat/completions",
-    b"/v1/completions": "/v1/completions",
-    b"/v1/embeddings": "/v1/embeddings",
-    b"/v1/responses": "/v1/responses",
-    b"/v1/models": "/v1/models",
-}
-
-
-def route_of(path: bytes) -> str:
-    """The path's pattern: never the raw path, which could hold anything."""
-    bare = path.partition(b"?")[0]
-    known = _ROUTES.get(bare)
-    if known is not None:
-        return known
-    if bare.startswith(b"/v1/models/"):
-        return "/v1/models/{id}"
-    return "/v1/*" if bare.startswith(b"/v1/") else "other"
-
-
-NOTHING = Whole(0, 0, b"")  # what a relay has counted that never was
-
 
 def of_exchange(exchange: "Exchange") -> Record:
     """The record of an exchange that has ended. Times are still monotonic: the agent adds its batch's offset."""
-    head, ask, trace, decision, usage = exchange.head, exchange.ask, exchange.trace, exchange.decision, exchange.usage
-    relay = exchange.relay if exchange.first_byte else NOTHING
-    events = relay.events
+    head, ask, trace, decision, relay = exchange.head, exchange.ask, exchange.trace, exchange.decision, exchange.relay
+    usage = usage_of(exchange)
+    if relay is not None:
+        events, last, sent, gap_max, gaps = relay.events, relay.last, relay.bytes_out, relay.gap_max, relay.gaps
+    else:
+        events, last, sent, gap_max, gaps = 0, exchange.first_byte, 0, 0, 0
     if decision is not None:
         predicted, made, candidates, reason, version = (
             decision.prompt_tokens, decision.output_tokens, decision.candidates, decision.reason, decision.version,
@@ -52,12 +33,12 @@ def of_exchange(exchange: "Exchange") -> Record:
     plane = exchange.plane
     return Record(
         exchange.request_id, trace.trace_id, trace.span_id, trace.parent_id, trace.flags, trace.state,
-        plane.site.location, plane.worker, ask.tenant, head.method.decode(), route_of(head.path), ask.model, ask.stream,
+        plane.site.location, plane.worker, ask.tenant, head.method.decode(), head.route.pattern, ask.model, ask.stream,
         ask.priority, 0, ask.prompt_bytes, ask.max_tokens, predicted, prompt, made, output, cached,
         exchange.accepted, exchange.queued, exchange.routed, exchange.connected, exchange.sent, exchange.first_byte,
-        exchange.first_token, relay.last, exchange.ended_at, exchange.attempts, candidates, reason, version, "", "",
+        exchange.first_token, last, exchange.ended_at, exchange.attempts, candidates, reason, version, "", "",
         exchange.outcome, exchange.status, exchange.error.code if exchange.error else "", exchange.bytes_in,
-        exchange.bytes_out or relay.bytes_out, events, relay.gap_max, relay.gaps, exchange.queue_depth,
+        exchange.bytes_out or sent, events, gap_max, gaps, exchange.queue_depth,
     )  # fmt: skip
 
 
@@ -76,27 +57,36 @@ def of_refusal(  # noqa: PLR0913  each is a field of the record
     trace = plane.trace_of(head)
     return Record(
         request_id or trace.trace_id, trace.trace_id, trace.span_id, trace.parent_id, trace.flags, trace.state,
-        plane.site.location, plane.worker, tenant, head.method.decode() if head else "", route_of(head.path) if head else "other",
+        plane.site.location, plane.worker, tenant, head.method.decode() if head else "", head.route.pattern if head else "other",
         "", False, Priority.NORMAL, 0, head.length if head else 0, 0, 0, 0, 0, 0, 0,
         accepted, 0, 0, 0, 0, 0, 0, 0, now, [], (), "", 0, "", "", outcome, status, error,
         head.size if head else 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
 
 
-def tokens_of(exchange: "Exchange") -> tuple[int, int]:
-    """Prompt and output tokens of a whole answer; the output counted by events where the engine did not say."""
-    usage, events = exchange.usage, exchange.relay.events
-    return (usage.prompt, usage.output or events) if usage is not None else (0, events)
+def usage_of(exchange: "Exchange") -> Usage | None:
+    """What the engine said of its tokens, if it did."""
+    if exchange.relay is not None:
+        return exchange.relay.usage
+    return usage_in_body(exchange.answer) if exchange.answer else None
+
+
+def tokens_of(exchange: "Exchange") -> tuple[int, int, int]:
+    """Prompt and output tokens of an answer, and the events of its stream, by which output is counted where the engine did
+    not say.
+    """
+    usage, events = usage_of(exchange), exchange.relay.events if exchange.relay is not None else 0
+    return (usage.prompt, usage.output or events, events) if usage is not None else (0, events, events)
 
 
 def learn(exchange: "Exchange") -> None:
     """Teaches the estimator what a whole answer really was."""
     if exchange.decision is None or exchange.outcome != "ok":
         return
-    relay, (prompt, output) = exchange.relay, tokens_of(exchange)
-    exchange.plane.router.learn(exchange.ask, prompt, output, relay.events)
-    if relay.first_token and output > 1:
-        exchange.plane.observe_tpot((relay.last - relay.first_token) // (output - 1))
+    prompt, output, events = tokens_of(exchange)
+    exchange.plane.router.learn(exchange.ask, prompt, output, events)
+    if exchange.first_token and output > 1:
+        exchange.plane.observe_tpot((exchange.relay.last - exchange.first_token) // (output - 1))
 
 
 def settle(exchange: "Exchange") -> None:

@@ -1,7 +1,7 @@
 """The pump: bytes of one answer, from an engine's connection to a client's.
 
-Per piece that arrives: one `pump`, at most one write to the client, whatever the piece held. Nothing else happens per
-event: events and tokens are counters here and on the Lease, silence is a timestamp that the sweep looks at.
+Per piece that arrives: one `forward` or `pump`, at most one write to the client, whatever the piece held. Nothing else
+happens per event: events and tokens are counters here and on the Lease, silence is a timestamp that the sweep looks at.
 """
 
 from collections.abc import Callable
@@ -44,21 +44,29 @@ class Relay:
         self.progress_at = 0  # events at which the lease hears of them again
         self.first_token = self.bytes_out = self.gap_max = self.gap_noted = self.gaps = 0
 
-    def pump(self, data: bytes, now: int) -> None:
-        """Sends on what arrived at `now` (ns). Whole events of a steady stream take the short way: no other frame."""
+    def forward(self, chunk: bytes, now: int) -> bool:
+        """The short way of a piece that is one chunk, framed as we frame, of whole events. False: it needs a closer look."""
+        stream = self.steady
+        if stream is None or chunk.find(b'"usage"') >= 0:
+            return False
         gap = now - self.last
         self.last = now
         if gap > self.gap_noted:
             self._note(gap)
-        if (stream := self.steady) is not None and data[-2:] == b"\n\n" and data.find(b'"usage"') < 0:
-            stream.events = events = stream.events + data.count(b"\n\n")
-            if events >= self.progress_at:
-                self._progress(stream)
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-            self.bytes_out += len(data)
-            self.write(data)
-        else:
-            self._send(self._read(data, now), False)
+        stream.events = events = stream.events + chunk.count(b"\n\n")
+        if events >= self.progress_at:
+            self._progress(stream)
+        self.bytes_out += len(chunk)
+        self.write(chunk)
+        return True
+
+    def pump(self, data: bytes, now: int) -> None:
+        """Sends on what arrived at `now` (ns)."""
+        gap = now - self.last
+        self.last = now
+        if gap > self.gap_noted:
+            self._note(gap)
+        self._send(self._read(data, now), False)
 
     def end(self, data: bytes, now: int) -> None:
         """Sends on the last piece: the answer is whole with it."""
@@ -134,17 +142,4 @@ class Relay:
     @property
     def usage(self) -> Usage | None:
         """What the engine said of its tokens, once it has."""
-        return self.stream.usage if self.stream is not None else usage_in_body(self.tail)
-
-
-class Whole(Relay):
-    """What there is to tell of an answer that came in one piece and went on in one write."""
-
-    __slots__ = ()
-
-    def __init__(self, now: int, size: int, body: bytes) -> None:
-        self.stream = None
-        self.last = now
-        self.bytes_out = size
-        self.tail = body[-TAIL:]
-        self.first_token = self.gap_max = self.gaps = 0
+        return self.stream.usage if self.stream is not None else usage_in_body(self.tail) if self.tail else None

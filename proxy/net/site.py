@@ -8,17 +8,23 @@ from proxy.core.settings import Limits
 
 
 class Upstream(msgspec.Struct, frozen=True):
-    """How one model is reached on one engine."""
+    """How one model is reached on one engine. `lines` follow from the rest."""
 
     cell: int  # the engine's index on the board
     name: str
     host: str
     port: int
     model: str  # the engine's own name for the model
-    prefix: str = ""  # of the path, without a trailing slash
+    prefix: bytes = b""  # of the path, without a trailing slash
     api_key: str | None = None  # sent instead of the client's Authorization when set
     tls: ssl.SSLContext | None = None
     server_name: str | None = None  # to verify, when it is not `host`
+    lines: bytes = b""  # of every request's head: Host, and Authorization if the engine has a key
+
+    def __post_init__(self) -> None:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        key = f"authorization: Bearer {self.api_key}\r\n" if self.api_key is not None else ""
+        msgspec.structs.force_setattr(self, "lines", f"host: {host}:{self.port}\r\n{key}".encode())
 
 
 class Site(msgspec.Struct, frozen=True):

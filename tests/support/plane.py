@@ -66,7 +66,7 @@ class FakeTransport:
 class Bench:
     """A plane with three engines, each with kept connections, so that nothing needs a loop."""
 
-    def __init__(self, limits: Limits | None = None, engines: int = 3, kept: int = 4) -> None:
+    def __init__(self, limits: Limits | None = None, engines: int = 3, kept: int = 4, theirs: str = "theirs") -> None:
         self.cells = [0] * WIDTH * len(ENGINES)
         self.now = time.monotonic_ns()
         self.router = Router(Ledger(self.cells), random.Random(1))
@@ -76,7 +76,7 @@ class Bench:
         loop = asyncio.new_event_loop()
         loop.close()
         self.plane = Plane(worker=0, router=self.router, loop=loop, connections_elsewhere=lambda: 0)
-        upstreams = {cell: Upstream(cell, name, "127.0.0.1", 9000 + cell, "theirs") for cell, name in enumerate(names)}
+        upstreams = {cell: Upstream(cell, name, "127.0.0.1", 9000 + cell, theirs) for cell, name in enumerate(names)}
         site = Site("ams", limits or Limits(), {"m": "m", "alias": "m"}, {"m": upstreams}, b"secret")
         self.plane.configure(site, self.now)
         for pool in self.plane.pools.values():

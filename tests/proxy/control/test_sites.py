@@ -88,9 +88,9 @@ def test_upstreams() -> None:
     """Host, port, path and the engine's own name for the model, from the URL and the config."""
     site = build(config(), CELLS, b"secret")
     plain, tls, six = (site.upstreams["llama"][cell] for cell in (4, 7, 2))
-    assert ("a", 1, "", "org/Llama", "k") == (plain.host, plain.port, plain.prefix, plain.model, plain.api_key)
+    assert ("a", 1, b"", "org/Llama", "k") == (plain.host, plain.port, plain.prefix, plain.model, plain.api_key)
     assert (None, None) == (plain.tls, plain.server_name)
-    assert ("b", 443, "/x", "llama", None) == (tls.host, tls.port, tls.prefix, tls.model, tls.api_key)
+    assert ("b", 443, b"/x", "llama", None) == (tls.host, tls.port, tls.prefix, tls.model, tls.api_key)
     assert ("::1", 9, "six.example", "six") == (six.host, six.port, six.server_name, six.name)
     assert [4, 7, 2] == [upstream.cell for upstream in (plain, tls, six)]
 

@@ -161,8 +161,8 @@ def test_what_goes_on() -> None:
         (b"X-Headrace-Hop", b"forged"), (b"Authorization", b"Bearer k"), (b"Accept-Encoding", b"gzip"),
         (b"Content-Type", b"application/json"),
     )  # fmt: skip
-    assert b"X-Other: 2\r\nContent-Type: application/json\r\n" == head.passed
-    assert b"Bearer k" == head.authorization
+    assert b"X-Other: 2\r\nContent-Type: application/json\r\nx-forwarded-host: a\r\n" == head.passed
+    assert (b"Bearer k", b"authorization: Bearer k\r\n") == (head.authorization, head.credentials)
     assert not head.keep_alive
 
 

@@ -17,18 +17,20 @@ from proxy.net.site import Upstream
 )
 def test_to_engine(key: str | None, sent: bytes, expected: bytes) -> None:
     """An engine's own key replaces the client's."""
-    head = Head(b"POST", b"/v1/x?a=1", 1, host=b"edge", authorization=sent, passed=b"a: b\r\n")
-    upstream = Upstream(0, "e", "10.0.0.1", 8000, "m", prefix="/api", api_key=key)
-    assert (
-        b"POST /api/v1/x?a=1 HTTP/1.1\r\nhost: 10.0.0.1:8000\r\na: b\r\n" + expected
-        + b"c: d\r\nx-forwarded-host: edge\r\nvia: 1.1 headrace-ams\r\ncontent-length: 5\r\n\r\n"
-        == heads.to_engine(head, upstream, "ams", b"c: d\r\n", 5)
-    )  # fmt: skip
+    credentials = b"authorization: " + sent + b"\r\n" if sent else b""
+    head = Head(b"POST", b"/v1/x?a=1", 1, credentials=credentials, passed=b"a: b\r\n")
+    upstream = Upstream(0, "e", "10.0.0.1", 8000, "m", prefix=b"/api", api_key=key)
+    first, *lines = heads.to_engine(head, upstream, b"c: d\r\n", b"{...}").split(b"\r\n")
+    assert b"POST /api/v1/x?a=1 HTTP/1.1" == first
+    assert [b"", b"{...}"] == lines[-2:]
+    assert sorted(
+        [b"host: 10.0.0.1:8000", b"a: b", b"c: d", b"content-length: 5", *([expected.strip()] if expected else [])]
+    ) == sorted(lines[:-2])
 
 
 def test_ipv6_host() -> None:
     """An IPv6 address stands in brackets."""
-    out = heads.to_engine(Head(b"POST", b"/", 1), Upstream(0, "e", "::1", 80, "m"), "ams", b"", 0)
+    out = heads.to_engine(Head(b"POST", b"/", 1), Upstream(0, "e", "::1", 80, "m"), b"", b"")
     assert b"host: [::1]:80\r\n" in out
 
 
@@ -74,22 +76,22 @@ def test_what_goes_on_to_the_client() -> None:
 def test_to_client() -> None:
     """Where it came from, after how many attempts, and where the time went."""
     answer = heads.read_answer([(b"Content-Type", b"application/json"), (b"Content-Length", b"2")])
-    out = heads.to_client(
-        200,
-        answer,
-        heads.Framing.LENGTH,
-        b"connection: close\r\n",
-        b"x-request-id: id-1\r\n",
-        (0.0, 0.125, 1.0, 12.346),
-    )
+    out = heads.to_client(200, answer, heads.Framing.LENGTH, b"connection: close\r\nx-request-id: id-1\r\n")
     assert (
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 2\r\nconnection: close\r\nx-request-id: id-1\r\n"
-        b"server-timing: queue;dur=0.00, route;dur=0.12, connect;dur=1.00, first_byte;dur=12.35\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n"
+        b"x-request-id: id-1\r\n\r\n"
     ) == out
+    assert out + b"{}" == heads.whole(answer, b"connection: close\r\nx-request-id: id-1\r\n", b"{}")
 
 
-def test_usage_option() -> None:
-    """Only the two routes that know the option are asked for usage."""
-    assert [True, True, False] == [
-        heads.has_usage_option(path) for path in (b"/v1/chat/completions?x", b"/v1/completions", b"/v1/responses")
-    ]
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ((0.0, 0.125, 0.0, 12.346), b"queue;dur=0, route;dur=0.12, connect;dur=0, first_byte;dur=12.35"),
+        ((0.0, 0.125, 1.0, 12.346), b"queue;dur=0.00, route;dur=0.12, connect;dur=1.00, first_byte;dur=12.35"),
+        ((2.5, 0.125, 0.0, 12.346), b"queue;dur=2.50, route;dur=0.12, connect;dur=0.00, first_byte;dur=12.35"),
+    ],
+)
+def test_timing(times: tuple[float, float, float, float], expected: bytes) -> None:
+    """Where the time went, in ms."""
+    assert b"server-timing: " + expected + b"\r\n" == heads.timing(*times)

@@ -47,13 +47,6 @@ def test_nothing_else_escapes(data: bytes) -> None:
         request.read(data)
 
 
-def test_cap() -> None:
-    """Each API's own name for the cap on output tokens."""
-    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        assert 7 == request.read(json.dumps({"model": "m", name: 7}).encode()).cap
-    assert 0 == request.read(b'{"model":"m","max_tokens":-5}').cap
-
-
 def test_untouched() -> None:
     """Without a reason the very same bytes go on."""
     body = b' { "model" : "m", "x": 1e400 }'

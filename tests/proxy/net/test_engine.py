@@ -1,8 +1,10 @@
 """Engine connections: kept when an answer left no doubt, closed otherwise."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.support.plane import EVENT, LAST, STREAM_HEAD, Bench, answer, chunk, post
+from tests.support.plane import DONE, EVENT, LAST, STREAM_HEAD, Bench, answer, body_of, chunk, post
 
 
 def serve(wire: bytes) -> tuple[Bench, bool, bytes]:
@@ -56,6 +58,50 @@ def test_informational_answers_are_skipped() -> None:
     _, _, written = serve(b"HTTP/1.1 100 Continue\r\n\r\n" + answer(b"real"))
     assert written.startswith(b"HTTP/1.1 200")
     assert written.endswith(b"real")
+
+
+def stream(pieces: list[bytes]) -> tuple[bytes, list[tuple[str, int]]]:
+    """What a client reads of a stream that came in these pieces, with its record's outcome and events."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post(stream=True))
+    connection, _ = bench.engine_of(client)
+    for piece in pieces:
+        connection.data_received(piece)
+    return body_of(transport.written), [(r.outcome, r.events) for r in bench.plane.take_records()]
+
+
+CONTENTS = [EVENT, EVENT + EVENT, EVENT[:20], EVENT[20:], b"3\r\n\n\n\r\n", chunk(EVENT), b"\n\n"]
+
+
+@given(st.lists(st.sampled_from(CONTENTS), max_size=8), st.lists(st.integers(0, 2000), max_size=12))
+def test_pieces_do_not_matter(contents: list[bytes], cuts: list[int]) -> None:
+    """Chunks that look like framing themselves, cut anywhere: the same bytes as in one piece or one chunk a piece."""
+    chunks = [chunk(content) for content in [EVENT, *contents, DONE]]
+    wire = STREAM_HEAD + b"".join(chunks) + LAST
+    places = sorted({cut % len(wire) for cut in cuts} | {len(STREAM_HEAD)})
+    cut = [wire[a:b] for a, b in zip([0, *places], [*places, len(wire)], strict=True) if a < b]
+    whole, outcome = stream([wire])
+    assert b"".join([EVENT, *contents, DONE]) == whole
+    assert whole == stream(cut)[0]
+    assert (whole, outcome[0][0]) == ((one := stream([STREAM_HEAD, *chunks, LAST]))[0], one[1][0][0])
+
+
+@pytest.mark.parametrize(
+    "size", [b"0x2f", b"+2f", b"2F", b"02f", b"2f;x=1", b" 2f", b"30", b"2e"]
+)  # the chunk has 0x2f bytes
+def test_the_short_way_takes_only_our_own_framing(size: bytes) -> None:
+    """Any other spelling of a chunk's size is llhttp's to judge: it goes on framed by us, or ends the stream."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post(stream=True))
+    connection, _ = bench.engine_of(client)
+    assert 0x2F == len(EVENT)
+    connection.data_received(STREAM_HEAD + chunk(EVENT))
+    connection.data_received(chunk(EVENT))
+    transport.take()
+    connection.data_received(size + b"\r\n" + EVENT + b"\r\n")
+    assert size + b"\r\n" not in transport.written
 
 
 def test_until_close() -> None:

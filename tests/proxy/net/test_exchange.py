@@ -146,69 +146,6 @@ def test_no_instance() -> None:
     assert [("shed", 503)] == records(bench)
 
 
-def test_stalls() -> None:
-    """No first byte in time is a 504; silence inside a stream ends it with an event."""
-    bench = Bench()
-    client, transport = bench.client()
-    client.data_received(post())
-    client.tick(bench.now + 400 * SECOND)
-    assert transport.written.startswith(b"HTTP/1.1 504")
-    client, transport = bench.client()
-    client.data_received(post(stream=True))
-    connection, _ = bench.engine_of(client)
-    connection.data_received(STREAM_HEAD + chunk(EVENT))
-    client.tick(bench.now + 400 * SECOND)
-    assert b'data: {"error":' in transport.written
-    assert [("timeout", 504), ("timeout", 200)] == records(bench)
-    assert bench.clean
-
-
-def test_a_stream_without_a_first_token_counts_once_against_its_instance_and_goes_on() -> None:
-    """Three of them eject it, long before a timeout; the first token makes up for it."""
-    bench = Bench()
-    clients = []
-    while len(clients) < 3:
-        client, transport = bench.client()
-        client.data_received(post(stream=True))
-        connection, _ = bench.engine_of(client)
-        if client.exchange is not None and client.exchange.upstream.name == "one":
-            clients.append((client, connection, transport))
-        else:
-            connection.data_received(STREAM_HEAD + chunk(EVENT))
-    assert client.exchange is not None
-    assert client.exchange.decision is not None
-    late = client.exchange.sent + SECOND
-    bench.plane.notice(client.exchange.sent + SECOND // 2)
-    assert not bench.router.health.out
-    bench.plane.notice(late + SECOND)
-    bench.plane.notice(late + 2 * SECOND)
-    assert bench.router.health.notes[0].failures == 3
-    assert bench.router.health.out == {0}
-    client, connection, transport = clients[0]
-    connection.data_received(STREAM_HEAD + chunk(EVENT + DONE) + LAST)
-    assert EVENT + DONE == body_of(transport.written)
-
-
-def test_who_is_not_streamed_or_still_connecting_is_not_noticed() -> None:
-    bench = Bench()
-    client, _ = bench.client()
-    client.data_received(post())
-    bench.plane.notice(bench.now + 100 * SECOND)
-    assert not bench.router.health.notes
-
-
-def test_waiting_is_said() -> None:
-    """Ten silent seconds of a begun stream: a comment of one line, no empty event."""
-    bench = Bench()
-    client, transport = bench.client()
-    client.data_received(post(stream=True))
-    connection, _ = bench.engine_of(client)
-    connection.data_received(STREAM_HEAD)
-    transport.take()
-    client.tick(bench.now + 12 * SECOND)
-    assert chunk(b": waiting\n") == transport.written
-
-
 def test_backpressure() -> None:
     """A client that does not read pauses its engine."""
     bench = Bench()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from balancer.model import Table
-from tests.support.plane import Bench
+from tests.support.plane import Bench, post
 
 
 def get(bench: Bench, path: bytes, method: bytes = b"GET") -> tuple[int, bytes]:
@@ -48,3 +48,14 @@ def test_readiness() -> None:
 def test_refusals(path: bytes, method: bytes, status: int) -> None:
     """Known paths say which methods they take, others that there is nothing."""
     assert status == get(Bench(), path, method)[0]
+
+
+def test_cap() -> None:
+    """Each API's own name for the cap on output tokens; no cap below nothing."""
+    bench = Bench()
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        for given, expected in ((7, 7), (-5, 0)):
+            client, _ = bench.client()
+            client.data_received(post(**{name: given}))
+            assert client.exchange is not None
+            assert expected == client.exchange.ask.max_tokens

@@ -1,23 +1,8 @@
 """Records tell what happened, in order, and hold no content."""
 
-import pytest
-
 from proxy.net import clock
 from proxy.net.plane import LEARNED
-from proxy.net.records import route_of
 from tests.support.plane import Bench, answer, post
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        (b"/v1/chat/completions?x=secret", "/v1/chat/completions"), (b"/v1/models/abc", "/v1/models/{id}"),
-        (b"/v1/anything", "/v1/*"), (b"/secret", "other"),
-    ],
-)  # fmt: skip
-def test_routes(path: bytes, expected: str) -> None:
-    """A route is a pattern: a raw path could hold anything."""
-    assert expected == route_of(path)
 
 
 def test_moments_are_in_order() -> None:

@@ -3,7 +3,7 @@
 from balancer.ledger import WIDTH, Ledger
 from proxy.core.sse import EventStream
 from proxy.net.relay import Relay
-from tests.support.plane import DONE, EVENT, LAST, chunk
+from tests.support.plane import DONE, EVENT, LAST, USAGE, chunk
 
 SECOND = 1_000_000_000
 
@@ -41,6 +41,31 @@ def test_half_an_event_waits() -> None:
     assert [] == first
     pump.pump(EVENT[10:], 20)
     assert chunk(EVENT) == writes[1]
+
+
+def test_the_short_way() -> None:
+    """A chunk of whole events goes on as it came, once the first token has gone the long way; counted all the same."""
+    pump, writes, ledger, _ = relay()
+    assert not pump.forward(chunk(EVENT), 5)
+    pump.pump(EVENT, 10)
+    for moment in range(20, 29):
+        assert pump.forward(chunk(EVENT + EVENT), moment)
+    assert [chunk(EVENT + EVENT)] * 9 == writes[1:]
+    assert (19, 28, sum(map(len, writes))) == (pump.events, pump.last, pump.bytes_out)
+    assert ledger.outstanding(0)[1] < 90
+
+
+def test_the_short_way_is_not_for_all() -> None:
+    """Not while half an event is kept back, not for usage, not for a client of HTTP/1.0."""
+    pump, _, _, _ = relay()
+    pump.pump(EVENT + EVENT[:9], 10)
+    assert not pump.forward(chunk(EVENT), 20)
+    pump.pump(EVENT[9:], 30)
+    assert not pump.forward(chunk(USAGE), 40)
+    assert pump.forward(chunk(EVENT), 50)
+    old, _, _, _ = relay(chunked=False)
+    old.pump(EVENT, 10)
+    assert not old.forward(chunk(EVENT), 20)
 
 
 def test_silences() -> None:
