@@ -13,6 +13,7 @@ one of the tenant with most waiting, of a lower class or of its own, if that sti
 asks for little is not kept out by who asks for much.
 """
 
+import heapq
 import math
 from collections import OrderedDict, deque
 from typing import NamedTuple
@@ -67,6 +68,11 @@ class Waiter:
     def work(self) -> float:
         """Token-equivalents of the engine's time."""
         return self.prompt_tokens + OUTPUT_WORK * self.output_tokens
+
+
+def _charge(waiter: Waiter) -> float:
+    """What its tenant pays for it, in tokens."""
+    return waiter.prompt_tokens + OUTPUT_CHARGE * waiter.output_tokens
 
 
 Line = OrderedDict[Waiter, None]  # first come, first served; leaving from the middle is O(1)
@@ -182,7 +188,7 @@ class Queue:
             return None
         self._advance(now)
         self._level = self._shares.counter(waiter.tenant)
-        self._shares.charge(waiter.tenant, waiter.prompt_tokens + OUTPUT_CHARGE * waiter.output_tokens)
+        self._shares.charge(waiter.tenant, _charge(waiter))
         self._remove(waiter)
         self._show()
         self._taken += waiter.work
@@ -224,6 +230,10 @@ class Queue:
         work = sum(work for rank, work in self._work.items() if priority is None or rank <= priority)
         if newcomer is not None and work:
             work += self._ahead(newcomer) - self._work.get(newcomer.priority, 0.0)
+        return self._seconds(work, now)
+
+    def _seconds(self, work: float, now: int) -> float:
+        """How long that much work takes to drain."""
         if not work:
             return 0.0
         decay, backlog = self._decay(now)
@@ -240,6 +250,32 @@ class Queue:
                 return waited / SECOND
         line = self._classes.get(like.priority, {}).get(like.tenant)
         return max(0, now - next(iter(line)).since) / SECOND if line else 0.0
+
+    def standing(self, waiter: Waiter, now: int) -> tuple[int, float]:
+        """Its place in the order in which those waiting here would be taken if nobody came or left, 1 for the next one, and
+        the predicted seconds until then; (0, 0) if it does not wait. Linear in the length of the queue.
+        """
+        if waiter not in self._arrivals:
+            return 0, 0.0
+        ahead: list[Waiter] = []
+        charged = dict.fromkeys(self._waiting, 0.0)
+        for rank in (rank for rank in self._classes if rank < waiter.priority):
+            for tenant, line in self._classes[rank].items():
+                ahead += line
+                charged[tenant] += sum(map(_charge, line))
+        lines = self._classes[waiter.priority].items()
+        turns = [(self._shares.counter(name) + charged[name], at, iter(line)) for at, (name, line) in enumerate(lines)]
+        heapq.heapify(turns)
+        while True:
+            counter, at, rest = turns[0]
+            first = next(rest, None)
+            if first is waiter:
+                return len(ahead) + 1, self._seconds(sum(one.work for one in ahead), now)
+            if first is None:
+                heapq.heappop(turns)
+            else:
+                ahead.append(first)
+                heapq.heapreplace(turns, (counter + _charge(first), at, rest))
 
     def settle(self, tenant: str, output_tokens: int) -> None:
         """A request taken from here ended with so many more output tokens than predicted (fewer: negative)."""

@@ -1,8 +1,9 @@
 """What a request will cost, learned per model from what requests did cost (BALANCING 1).
 
     prompt tokens   bytes over a learned ratio of bytes a token
-    output tokens   the mean of requests like it: by the prompt's power of two and the cap's. The mean, not the median:
-                    it is unbiased, and sums of it are what a queue is. A young bucket leans on the model's mean.
+    output tokens   the mean of requests like it: by a quarter of the prompt's power of two (BALANCING 1 has the whole power;
+                    on Azure's conversations the error falls from 73 to 48 tokens) and the cap's power. The mean, not the
+                    median: it is unbiased, and sums of it are what a queue is. A young bucket leans on the model's mean.
     residual        after n tokens, how many more: an empirical mean residual life, since real tails grow
     events          tokens that one event of a stream stands for
 
@@ -22,6 +23,8 @@ MAX_TOKENS = 1 << 40
 BYTES_RANGE = (0.1, 10_000.0)  # a token
 EVENTS_RANGE = (0.01, 100.0)  # tokens an event
 TOKENS_RANGE = (0.0, float(MAX_TOKENS))
+MOST_BITS = MAX_TOKENS.bit_length()
+BUCKETS = 4 * (MOST_BITS + 1) * (MOST_BITS + 1)
 
 
 class Mean:
@@ -48,7 +51,7 @@ class Estimator:
         self._bytes = Mean(PRIOR_BYTES)
         self._events = Mean(1.0)
         self._output = Mean(PRIOR_OUTPUT)
-        self._buckets: dict[tuple[int, int], Mean] = {}  # at most LENGTHS squared
+        self._buckets: dict[tuple[int, int], Mean] = {}  # at most BUCKETS
         self._residual = [Mean(0.0) for _ in range(LENGTHS)]
         self.residual: list[int] = [1] * LENGTHS  # by bit length of the tokens that came; leases hold this very list
 
@@ -64,19 +67,19 @@ class Estimator:
 
     def prompt_tokens(self, prompt_bytes: int) -> int:
         """Tokens of a prompt of so many bytes, at least 1."""
-        return max(1, int(prompt_bytes / self._bytes.value))
+        return int(prompt_bytes / self._bytes.value) or 1
 
     def output_tokens(self, prompt_tokens: int, max_tokens: int = 0) -> int:
         """Output tokens to expect, at least 1 and at most the client's cap (0: none)."""
-        bucket = self._buckets.get((_bits(prompt_tokens), _bits(max_tokens)))
+        bucket = self._buckets.get(_bucket(prompt_tokens, max_tokens))
         expected = self._output.value
         if bucket is not None:
             if bucket.count >= YOUNG:
                 expected = bucket.value
             else:
                 expected = (bucket.value * bucket.count + expected * SHRINK) / (bucket.count + SHRINK)
-        tokens = max(1, round(expected))
-        return min(tokens, max_tokens) if max_tokens > 0 else tokens
+        tokens = round(expected) or 1
+        return tokens if not 0 < max_tokens < tokens else max_tokens
 
     def learn(self, prompt_bytes: int, prompt_tokens: int, max_tokens: int, output_tokens: int, events: int) -> None:
         """Takes what a finished request was; 0 where the engine did not say."""
@@ -89,7 +92,7 @@ class Estimator:
         if events > 0:
             self._events.add(_clamp(output_tokens / events, EVENTS_RANGE))
         self._output.add(output_tokens)
-        key = (_bits(prompt_tokens), _bits(max_tokens))
+        key = _bucket(min(prompt_tokens, MAX_TOKENS), min(max(max_tokens, 0), MAX_TOKENS))
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = Mean(0.0)
@@ -110,7 +113,7 @@ class Estimator:
             "bytes": [self._bytes.value, self._bytes.count],
             "events": [self._events.value, self._events.count],
             "output": [self._output.value, self._output.count],
-            "buckets": [[*key, mean.value, mean.count] for key, mean in self._buckets.items()],
+            "quarters": [[*key, mean.value, mean.count] for key, mean in self._buckets.items()],
             "residual": [[mean.value, mean.count] for mean in self._residual],
         }
 
@@ -121,7 +124,7 @@ class Estimator:
             fresh._bytes = _mean(snapshot["bytes"], BYTES_RANGE)
             fresh._events = _mean(snapshot["events"], EVENTS_RANGE)
             fresh._output = _mean(snapshot["output"], TOKENS_RANGE)
-            for row in _rows(snapshot["buckets"], LENGTHS * LENGTHS):
+            for row in _rows(snapshot["quarters"], BUCKETS):
                 prompt, cap, *mean = row
                 fresh._buckets[_bucket_key(prompt, cap)] = _mean(list(mean), TOKENS_RANGE)
             residual = [_mean(list(row), TOKENS_RANGE) for row in _rows(snapshot["residual"], LENGTHS)]
@@ -137,8 +140,10 @@ class Estimator:
         self.residual[:] = [1] + [max(1, round(mean.value)) for mean in self._residual[1:]]
 
 
-def _bits(tokens: int) -> int:
-    return min(max(tokens, 0), MAX_TOKENS).bit_length()
+def _bucket(prompt_tokens: int, max_tokens: int) -> tuple[int, int]:
+    """The prompt's power of two and its two next bits, the cap's power."""
+    bits = prompt_tokens.bit_length()
+    return 4 * bits + (prompt_tokens >> bits - 3 & 3 if bits > 2 else 0), max_tokens.bit_length()
 
 
 def _clamp(value: float, bounds: tuple[float, float]) -> float:
@@ -146,10 +151,9 @@ def _clamp(value: float, bounds: tuple[float, float]) -> float:
 
 
 def _bucket_key(prompt: object, cap: object) -> tuple[int, int]:
-    most = MAX_TOKENS.bit_length()
-    if isinstance(prompt, int) and isinstance(cap, int) and 0 <= prompt <= most and 0 <= cap <= most:
+    if isinstance(prompt, int) and isinstance(cap, int) and 0 <= prompt <= 4 * MOST_BITS + 3 and 0 <= cap <= MOST_BITS:
         return prompt, cap
-    raise ValueError("a bucket is named by two bit lengths")
+    raise ValueError("a bucket is named by a prompt's quarter and a cap's bit length")
 
 
 def _rows(value: object, most: int) -> Sequence[Sequence[float]]:

@@ -61,11 +61,11 @@ class Ledger:
         `prompt` and `expected` output in tokens; `residual[n.bit_length()]`: tokens still expected after n; `cap`: the
         client's limit on output tokens, 0 for none; `tokens_per_event`: tokens that one event of the stream stands for.
         """
-        return Lease(self, cell, max(0, prompt), max(0, expected), residual, cap, tokens_per_event)
+        return Lease(self, cell, prompt, expected, residual, cap, tokens_per_event)
 
 
 class Lease:
-    """One request's share of the ledger, from its dispatch to its end."""
+    """One request's share of the ledger, from its dispatch to its end. See `Ledger.acquire` for what makes one."""
 
     __slots__ = (
         "_at", "_cap", "_cells", "_decode", "_expected", "_prefill", "_residual", "_tokens_per_event", "cell", "emitted",
@@ -84,6 +84,10 @@ class Lease:
     ) -> None:
         if cap > 0 and expected > cap:
             expected = cap
+        if prompt < 0:
+            prompt = 0
+        if expected < 0:
+            expected = 0
         self.cell = cell
         self.events = self.emitted = 0
         self.released = False

@@ -147,16 +147,13 @@ class Router:
     def open(self, ask: Ask, decision: Decision, now: int) -> Lease:
         """The decision as work on the ledger; to be called when the request is sent on, once an attempt."""
         cell = decision.instance.cell
-        self.health.begin(cell, now)
+        if cell in self.health.notes:
+            self.health.begin(cell, now)
         estimator = self._estimators.get(ask.model) or Estimator()
-        return self._ledger.acquire(
-            cell,
-            decision.prompt_tokens,
-            decision.output_tokens,
-            estimator.residual,
-            cap=ask.max_tokens,
-            tokens_per_event=estimator.tokens_per_event,
-        )
+        return Lease(
+            self._ledger, cell, decision.prompt_tokens, decision.output_tokens, estimator.residual, ask.max_tokens,
+            estimator.tokens_per_event,
+        )  # fmt: skip
 
     def report(self, cell: int, outcome: Outcome, now: int, trial: bool = True) -> None:
         """An attempt ended (or its answer began well). `trial`: False if its decision is known to have been none."""

@@ -152,8 +152,24 @@ def explain(url: str, request_id: str, *, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
-        Console().print(explanation(found))
+        Console().print(standing(found) if "state" in found else explanation(found))
     return 0
+
+
+def standing(found: Any) -> Text:
+    """A request that has not ended: where it is, and if it waits, behind how many."""
+    text = Text.assemble(
+        ("request ", "dim"), (found["request_id"], "bold"), "  ", found["model"], "\n",
+        ("in flight ", "dim"), (found["state"], "yellow"), f" for {found['age_ms'] / 1e3:.1f} s",
+        f" at {found['instance']}" if found["instance"] else "", f" (worker {found['worker']})",
+    )  # fmt: skip
+    if found["queue_position"]:
+        elsewhere = f", {found['queued_elsewhere']} more at other workers" if found["queued_elsewhere"] else ""
+        text.append(
+            f"\nqueue position {found['queue_position']}{elsewhere}; its turn is expected in"
+            f" {found['expected_wait_ms'] / 1e3:.1f} s"
+        )
+    return text
 
 
 def explanation(found: Any) -> Group:

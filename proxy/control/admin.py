@@ -145,14 +145,18 @@ class Admin:
         return answer({"requests": found})
 
     async def request(self, request: web.Request) -> web.Response:
-        """One request: its decision and its timeline."""
-        record = self.agent.kept.by_id.get(request.match_info["id"])
+        """One request: its decision and its timeline; of one in flight, where it stands."""
+        wanted = request.match_info["id"]
+        record = self.agent.kept.by_id.get(wanted)
+        if record is None and (found := await self.agent.finder.find(wanted, self.agent.workers)) is not None:
+            return answer(found)
+        record = record or self.agent.kept.by_id.get(wanted)  # it may have ended meanwhile
         if record is None:
             kept = len(self.agent.kept.records)
             return error(
                 404,
                 "not_found",
-                f"No request of this id is among the last {kept}. Every answer tells its own in x-request-id;"
+                f"No request of this id is in flight or among the last {kept}. Every answer tells its own in x-request-id;"
                 " /api/requests lists them.",
             )
         return answer(views.detail(record))

@@ -29,6 +29,7 @@ from balancer.model import Fleet, Instance, Table
 from proxy.config import Config, Engine
 from proxy.control import views
 from proxy.control.admin import Admin
+from proxy.control.inflight import Finder
 from proxy.control.kept import Kept
 from proxy.control.link import Link
 from proxy.control.messages import (
@@ -38,6 +39,7 @@ from proxy.control.messages import (
     Drain,
     DrainRequest,
     Failed,
+    Found,
     Hello,
     Learned,
     Processes,
@@ -80,6 +82,7 @@ class Agent:
         self.counted: dict[int, tuple[int, int]] = {}  # of each worker: its pid and the last batch that was counted
         self.ejected: dict[int, list[str]] = {}  # what each worker keeps out
         self.kept = Kept()
+        self.finder = Finder()
         self.totals: collections.Counter[str] = collections.Counter()
         self.probes: dict[str, Probe] = {}
         self.probe_tasks: dict[str, asyncio.Task[None]] = {}
@@ -240,6 +243,9 @@ class Agent:
             return
         if isinstance(message, Learned):
             self.kept.learned.merge(message.models)
+            return
+        if isinstance(message, Found):
+            self.finder.answered(message)
             return
         pid, last = self.counted[number]
         if message.sequence > last:  # else it came twice: the link was lost before our word that it is counted

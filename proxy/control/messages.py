@@ -107,7 +107,40 @@ class Push(msgspec.Struct, tag=True, frozen=True):
     table: Table
 
 
+class Find(msgspec.Struct, tag=True, frozen=True):
+    """Agent to worker: is this request in flight at yours? `number` names the question."""
+
+    number: int
+    request_id: str
+
+
+class InFlight(msgspec.Struct, frozen=True):
+    """A request that has not ended, as its worker sees it."""
+
+    request_id: str
+    state: str  # routing, waiting, connecting, sent, relaying
+    worker: int
+    model: str
+    tenant: str  # keyed hash
+    priority: int
+    instance: str  # "" if none has it
+    age_ms: float  # since its head was whole
+    queue_position: int = 0  # 1: it is next of its worker's queue; 0: it does not wait
+    queued_elsewhere: int = (
+        0  # requests that wait at the location's other workers, whose queues take turns with this one
+    )
+    waiting_ms: float = 0.0
+    expected_wait_ms: float = 0.0  # from now on
+
+
+class Found(msgspec.Struct, tag=True, frozen=True):
+    """Worker to agent: the answer to a Find; None: not here."""
+
+    number: int
+    request: InFlight | None
+
+
 ToChild = Configure | Drain | ReloadResult | Processes
 ToSupervisor = Ready | Failed | ReloadRequest | DrainRequest
-ToAgent = Hello | Batch | Learned
-ToWorker = Ack | Push | Learned
+ToAgent = Hello | Batch | Learned | Found
+ToWorker = Ack | Push | Learned | Find

@@ -28,10 +28,24 @@ from balancer.ledger import Ledger
 from balancer.model import Table
 from balancer.router import Router
 from balancer.share import BoardShares
-from proxy.control import sites
+from proxy.control import inflight, sites
 from proxy.control.link import Link
 from proxy.control.listener import Listener
-from proxy.control.messages import Ack, Batch, Configure, Drain, Failed, Hello, Learned, Push, Ready, ToChild, ToWorker
+from proxy.control.messages import (
+    Ack,
+    Batch,
+    Configure,
+    Drain,
+    Failed,
+    Find,
+    Found,
+    Hello,
+    Learned,
+    Push,
+    Ready,
+    ToChild,
+    ToWorker,
+)
 from proxy.control.outbox import Outbox
 from proxy.net.plane import Plane
 
@@ -200,6 +214,11 @@ class Worker:
         elif isinstance(message, Push):
             self.pushed = message.table
             self._take_pushed()
+        elif isinstance(message, Find):
+            if self.agent is not None:
+                self.agent.send(
+                    Found(message.number, inflight.look(self.plane, message.request_id, time.monotonic_ns()))
+                )
         else:
             self.router.remember(message.models)
 

@@ -277,9 +277,7 @@ class Client(asyncio.Protocol):
         return b"connection: keep-alive\r\n" if head is not None and head.minor == 0 else b""
 
     def origin_of(self, head: headers.Head) -> bytes:
-        """The lines that say where a request came from: those of this client, after whom its own X-Forwarded-For names."""
-        if not head.forwarded_for:
-            return self.origin
+        """`origin` for a request that came with an X-Forwarded-For of its own."""
         name, value = self.origin.split(b": ", 1)
         return b"%b: %b, %b" % (name, head.forwarded_for, value)
 

@@ -46,13 +46,6 @@ class Pool:
                 return connection
         return None
 
-    def keep(self, connection: "EngineConnection") -> bool:
-        """Keeps a connection for the next request; False if it should be closed."""
-        if self.retired or len(self.idle) >= MAX_IDLE:
-            return False
-        self.idle.append(connection)
-        return True
-
     def forget(self, connection: "EngineConnection") -> None:
         """A kept connection was closed."""
         if connection in self.idle:
@@ -114,7 +107,8 @@ class EngineConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         steady = self.steady
         if steady is None:
-            self._receive(data)
+            if self.parser is not None or self.exchange is None or not self._take_known(self.exchange, data):
+                self._receive(data)
             return
         if self.aligned and data[-4:] == b"\n\n\r\n":  # once an event: no frame and no look more than needed
             digits = data.find(b"\r\n", 0, 9)
@@ -142,8 +136,6 @@ class EngineConnection(asyncio.Protocol):
             self.transport.abort()
             return
         if self.parser is None:
-            if self._take_known(exchange, data):
-                return
             self.parser = httptools.HttpResponseParser(self)
             self.feed = self.parser.feed_data
             self.raw = data
@@ -271,9 +263,11 @@ class EngineConnection(asyncio.Protocol):
         self.exchange = self.steady = None
         self.parts.clear()
         if self.complete and self.keep and not self.transport.is_closing():
-            self.used = True
-            self.idle_since = now()
-            if self.pool.keep(self):
+            pool = self.pool
+            if not pool.retired and len(pool.idle) < MAX_IDLE:
+                self.used = True
+                self.idle_since = now()
+                pool.idle.append(self)
                 return
         self.transport.abort()
 

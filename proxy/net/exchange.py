@@ -169,9 +169,9 @@ class Exchange(msgspec.Struct, eq=False):
         )
         if trace.state:
             ids += f"tracestate: {trace.state}\r\n"
-        connection.send(
-            self, heads.to_engine(self.head, upstream, self.client.origin_of(self.head) + ids.encode(), body)
-        )
+        head, client = self.head, self.client
+        origin = client.origin_of(head) if head.forwarded_for else client.origin
+        connection.send(self, heads.to_engine(head, upstream, origin + ids.encode(), body))
 
     # from the engine
 
@@ -223,11 +223,13 @@ class Exchange(msgspec.Struct, eq=False):
 
     def _lines(self) -> bytes:
         """Our own lines of the answer's head."""
-        accepted, decision = self.accepted, self.decision
+        accepted, decision, plane, client = self.accepted, self.decision, self.plane, self.client
         assert decision is not None  # noqa: S101
+        identity = plane.identities.get((self.upstream.name, decision.reason))
         queue = (self.routed - self.queued) / 1e6 if self.queued else 0.0
         return b"%b%bx-request-id: %b\r\nx-headrace-attempts: %d\r\n%b" % (
-            self.client.connection_line(self.head), self.plane.identity(self.upstream.name, decision.reason),
+            b"" if client.keep_alive and self.head.minor and not plane.draining else client.connection_line(self.head),
+            identity or plane.identity(self.upstream.name, decision.reason),
             self.request_id.encode(), len(self.tried),
             heads.timing(
                 queue, (self.attempt_start - accepted) / 1e6 - queue, self.connect_ns / 1e6, (self.first_byte - accepted) / 1e6
@@ -327,16 +329,15 @@ class Exchange(msgspec.Struct, eq=False):
         self.attempts.append(
             Attempt(self.upstream.name, self.span_id, self.attempt_start, now, outcome, status, self.connect_ns)
         )
-        self.report(outcome, now)
+        if outcome is not OK or self.tried[-1] in self.plane.router.health.notes:
+            self.report(outcome, now)
 
     def report(self, outcome: Outcome, now: int) -> None:
-        """Tells the balancer how the attempt went: well once, badly always. Well is no news of an instance without a note."""
+        """Tells the balancer how the attempt went: well once, badly always."""
         if outcome is OK or outcome is Outcome.CANCELLED:
             if self.reported:
                 return
             self.reported = True
-            if self.tried[-1] not in self.plane.router.health.notes:
-                return
         decision = self.decision
         assert decision is not None  # noqa: S101
         self.plane.router.report(self.tried[-1], outcome, now, decision.reason not in ("p2c", "only"))

@@ -61,7 +61,7 @@ class Plane:
         self.answers: Known[Answer] = Known()
         self._draw = random.Random(os.urandom(32)).getrandbits
         self.tenants: dict[bytes, str] = {}  # hashes by what they are of
-        self._identities: dict[tuple[str, str], bytes] = {}
+        self.identities: dict[tuple[str, str], bytes] = {}  # header lines by instance and reason
 
     @property
     def clients(self) -> int:
@@ -73,7 +73,7 @@ class Plane:
         self.site, self.limits = site, site.limits
         self.deadlines = Deadlines(site.limits)
         self.tenants.clear()
-        self._identities.clear()
+        self.identities.clear()
         self.requests.clear()  # the limits by which they were read may have changed
         self.answers.clear()
         current = {cell: upstream for cells in site.upstreams.values() for cell, upstream in cells.items()}
@@ -189,12 +189,10 @@ class Plane:
 
     def identity(self, instance: str, reason: str) -> bytes:
         """The header lines that say where an answer comes from."""
-        lines = self._identities.get((instance, reason))
-        if lines is None:
-            lines = b"x-headrace-location: %b\r\nx-headrace-instance: %b\r\nx-headrace-reason: %b\r\n" % (
-                self.site.location.encode(), instance.encode(), reason.encode(),
-            )  # fmt: skip
-            self._identities[instance, reason] = lines
+        lines = b"x-headrace-location: %b\r\nx-headrace-instance: %b\r\nx-headrace-reason: %b\r\n" % (
+            self.site.location.encode(), instance.encode(), reason.encode(),
+        )  # fmt: skip
+        self.identities[instance, reason] = lines
         return lines
 
     def observe_tpot(self, nanoseconds: int) -> None:

@@ -53,6 +53,21 @@ def test_priorities_are_strict(offers: list[tuple[str, int]]) -> None:
     assert sorted(p for _, p in offers) == [w.priority for w in taken if w]
 
 
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.integers(1, 900)), min_size=1, max_size=40))
+def test_standing_is_the_order_in_which_they_are_taken(offers: list[tuple[str, int, int]]) -> None:
+    """Who stands third is taken third; nobody waits longer than who stands behind; who is gone stands nowhere."""
+    line = queue()
+    waiters = [waiter(tenant, priority, prompt) for tenant, priority, prompt in offers]
+    for one in waiters:
+        line.offer(one, 0)
+    standings = {one: line.standing(one, 0) for one in waiters}
+    order = [line.take(0) for _ in waiters]
+    assert [place + 1 for place in range(len(order))] == [standings[one][0] for one in order if one is not None]
+    waits = [standings[one][1] for one in order if one is not None]
+    assert waits == sorted(waits)
+    assert (0, 0.0) == line.standing(waiters[0], 0)
+
+
 def test_tenants_are_served_the_same_tokens() -> None:
     """One offers ten times as much; while both wait their served tokens differ by less than 5 %."""
     line = queue(capacity=100_000)

@@ -41,6 +41,15 @@ def test_buckets() -> None:
     ]
 
 
+def test_a_quarter_of_a_power() -> None:
+    """Prompts of 1,100 and of 1,900 tokens lie within one power of two and are told apart."""
+    estimator = Estimator()
+    for _ in range(100):
+        estimator.learn(4400, 1100, 0, 10, 10)
+        estimator.learn(7600, 1900, 0, 90, 90)
+    assert (10, 90) == (estimator.output_tokens(1100), estimator.output_tokens(1900))
+
+
 def test_a_young_bucket_leans_on_the_model() -> None:
     """One odd request does not make a rule."""
     estimator = Estimator()
@@ -115,10 +124,10 @@ def test_snapshot_round_trip() -> None:
         {},
         {"bytes": 1},
         {"bytes": [-1, 0]},
-        {"bytes": [4, 1], "events": [1, 1], "output": [1, 1], "buckets": 5, "residual": []},
-        {"bytes": [4, 1], "events": [1e9, 1], "output": [1, 1], "buckets": [], "residual": []},
-        {"bytes": [4, 1], "events": [1, 1], "output": [1, 1], "buckets": [[float("inf"), 1, 1, 1]], "residual": []},
-        {"bytes": [4, 1], "events": [1, 1], "output": [1, 1], "buckets": [[-1, 1, 1, 1]], "residual": []},
+        {"bytes": [4, 1], "events": [1, 1], "output": [1, 1], "quarters": 5, "residual": []},
+        {"bytes": [4, 1], "events": [1e9, 1], "output": [1, 1], "quarters": [], "residual": []},
+        {"bytes": [4, 1], "events": [1, 1], "output": [1, 1], "quarters": [[float("inf"), 1, 1, 1]], "residual": []},
+        {"bytes": [4, 1], "events": [1, 1], "output": [1, 1], "quarters": [[-1, 1, 1, 1]], "residual": []},
     ],
 )
 def test_broken_snapshots(broken: dict[str, object]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-from tests.support.http import eventually, fetch_text, post_json
+from tests.support.http import eventually, fetch_json, fetch_text, post_json
 from tests.support.servers import Engine, Location
 
 Start = Callable[..., Location]
@@ -22,12 +22,11 @@ def admin_of(engine: Engine) -> str:
     return engine.output.partition("admin on ")[2].split()[0]
 
 
-def ask(location: Location, prompt: str = "hi") -> tuple[int, str, str]:
+def ask(location: Location, prompt: str = "hi", request_id: str = "") -> tuple[int, str, str]:
     """One request: its status, its id, its `retry-after`."""
     body = {"model": "demo", "messages": [{"role": "user", "content": prompt}], "max_tokens": 2}
-    request = urllib.request.Request(
-        f"{location.url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
+    headers = {"content-type": "application/json"} | ({"x-request-id": request_id} if request_id else {})
+    request = urllib.request.Request(f"{location.url}/v1/chat/completions", json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, answer.headers["x-request-id"], ""
@@ -56,8 +55,10 @@ def test_the_queue(start_location: Start, start_engine: StartEngine) -> None:
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(ask, location, long)
         eventually(lambda: location.outstanding() > 0, "the first is at the engine")
-        waiting = [pool.submit(ask, location) for _ in range(2)]
+        waiting = [pool.submit(ask, location, request_id=f"waiting-{number}") for number in range(2)]
         eventually(lambda: metric(location, "headrace_queue_depth") == 2, "two wait")
+        places = [fetch_json(f"{location.admin}/api/requests/waiting-{number}") for number in range(2)]
+        assert [("waiting", 1), ("waiting", 2)] == sorted((one["state"], one["queue_position"]) for one in places)
         status, _, retry_after = ask(location)
         assert 429 == status
         assert int(retry_after) >= 1

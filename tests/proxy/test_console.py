@@ -197,6 +197,26 @@ def explained(**changes: object) -> str:
     return text(console.explanation(views.detail(record(**changes))))
 
 
+def test_a_request_in_flight() -> None:
+    """Where it is; behind how many it waits, if it does."""
+    found = {
+        "request_id": "id-1", "state": "relaying", "worker": 0, "model": "m", "tenant": "t", "priority": 1,
+        "instance": "gpu-1", "age_ms": 1500.0, "queue_position": 0, "queued_elsewhere": 0, "waiting_ms": 0.0,
+        "expected_wait_ms": 0.0,
+    }  # fmt: skip
+    shown = text(console.standing(found))
+    assert "in flight relaying for 1.5 s at gpu-1 (worker 0)" in shown
+    assert "queue" not in shown
+    found |= {
+        "state": "waiting",
+        "instance": "",
+        "queue_position": 3,
+        "queued_elsewhere": 2,
+        "expected_wait_ms": 2340.0,
+    }
+    assert "queue position 3, 2 more at other workers; its turn is expected in 2.3 s" in text(console.standing(found))
+
+
 def test_explanation() -> None:
     """What it was, where it went and why, the terms of each score."""
     shown = explained()

@@ -85,9 +85,10 @@ class Location(Child):
         return sum(map(float, figures))
 
     def record(self, request_id: str) -> Any:
-        """One request's record, None while the agent does not have it."""
+        """One request's record, None while the agent does not have it, perhaps because the request is in flight."""
         try:
-            return fetch_json(f"{self.admin}/api/requests/{request_id}")
+            found = fetch_json(f"{self.admin}/api/requests/{request_id}")
+            return None if "state" in found else found
         except urllib.error.HTTPError as error:
             error.close()
             if error.code != 404:

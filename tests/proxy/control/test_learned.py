@@ -28,7 +28,7 @@ def test_who_has_seen_more_is_right() -> None:
     assert ["b"] == list(kept.models)
 
 
-@pytest.mark.parametrize("bad", [{}, {"output": [1, 2]}, {**taught(9), "buckets": [["x", 1, 2, 3]]}])
+@pytest.mark.parametrize("bad", [{}, {"output": [1, 2]}, {**taught(9), "quarters": [["x", 1, 2, 3]]}])
 def test_what_is_no_snapshot_is_not_taken(bad: dict[str, object]) -> None:
     kept = Learned()
     kept.merge({"a": bad})

@@ -144,7 +144,9 @@ def test_a_retired_pool_keeps_nothing() -> None:
     (kept,) = pool.idle
     pool.retire()
     assert kept.transport.is_closing()
-    assert not pool.keep(kept)
+    late = bench.keep(0)
+    assert late.transport.is_closing()
+    assert [] == pool.idle
 
 
 def test_old_connections_are_swept() -> None:
