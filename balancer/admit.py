@@ -209,13 +209,13 @@ class Queue:
         self._show()
         return True
 
-    def expire(self, now: int) -> list[Waiter]:
-        """Take out those that waited as long as one may."""
+    def expire(self, now: int, everyone: bool = False) -> list[Waiter]:
+        """Take out those that waited as long as one may; `everyone`: all, since none can be served any more."""
         expired = []
         self._advance(now)
         while self._arrivals:
             oldest = next(iter(self._arrivals))
-            if now - oldest.since < self._timeout:
+            if not everyone and now - oldest.since < self._timeout:
                 break
             self._remove(oldest)
             expired.append(oldest)

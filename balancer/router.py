@@ -196,15 +196,30 @@ class Router:
         """The model's queue; KeyError if the Table does not know the model and nobody waits for it."""
         return self._queues[model]
 
+    def expire(self, now: int) -> Iterator[Waiter]:
+        """Takes those out of the queues that waited as long as one may, and all whose model the Table no longer knows."""
+        for model, queue in self._queues.items():
+            yield from queue.expire(now, everyone=model not in self._views)
+
+    def serves(self, model: str) -> bool:
+        """Whether the Table knows the model."""
+        return model in self._views
+
+    def wait(self, ask: Ask, now: int) -> float:
+        """Seconds that a request like this would wait if it came now; 0 for a model that the Table no longer knows."""
+        queue = self._queues.get(ask.model)
+        return queue.wait(now, ask.priority) if queue is not None else 0.0
+
+    def settle(self, ask: Ask, output_tokens: int) -> None:
+        """A request that had waited ended with so many more output tokens than predicted (fewer: negative)."""
+        queue = self._queues.get(ask.model)
+        if queue is not None:
+            queue.settle(ask.tenant, output_tokens)
+
     @property
     def queued(self) -> int:
         """Requests that wait here, for any model."""
         return sum(map(len, self._queues.values()))
-
-    @property
-    def models(self) -> list[str]:
-        """The models of the Table."""
-        return list(self._views)
 
     def usable(self) -> bool:
         """Whether any instance of any model is ready."""

@@ -194,11 +194,13 @@ def saturated(model: str, reason: str, retry_after: float) -> Overloaded:
     )
 
 
-def spent(outcome: Outcome, attempts: Iterable[tuple[str, int | str]]) -> ProxyError:
-    """What the client reads when the last of the attempts (instance, status or outcome) ended so."""
+def spent(outcome: Outcome, attempts: Iterable[tuple[str, int | str]], wait: float = 0.0) -> ProxyError:
+    """What the client reads when the last of the attempts (instance, status or outcome) ended so; `wait`: the seconds that a
+    newcomer would wait in the queue now.
+    """
     tries = ", ".join(f"{instance}: {end}" for instance, end in attempts)
     if outcome is Outcome.STALLED:
         return UpstreamTimeout(f"The engine gave no answer in time ({tries}).")
     if outcome is Outcome.SATURATED:
-        return Overloaded(f"Every instance that was tried is saturated ({tries}).", retry_after=1.0)
+        return Overloaded(f"Every instance that was tried is saturated ({tries}).", retry_after=max(1.0, wait))
     return UpstreamError(f"No engine could answer ({tries}).")

@@ -116,16 +116,20 @@ class Exchange(msgspec.Struct, eq=False):
         if displaced is not None:
             other = displaced.request
             assert isinstance(other, Exchange)  # noqa: S101
-            other.put_out("displaced", max(1.0, plane.router.queue(self.ask.model).wait(now, displaced.priority)), now)
+            other.put_out("displaced", now)
 
     def _left_queue(self) -> None:
         self.waiter = None
         self.plane.waiting -= 1
 
-    def put_out(self, reason: str, retry_after: float, now: int) -> None:
+    def put_out(self, reason: str, now: int) -> None:
         """It may wait in the queue no longer."""
         self._left_queue()
-        self._refuse(errors.saturated(self.ask.model, reason, retry_after), now)
+        router, model = self.plane.router, self.ask.model
+        if router.serves(model):
+            self._refuse(errors.saturated(model, reason, max(1.0, router.wait(self.ask, now))), now)
+        else:
+            self._refuse(errors.NoInstance(model), now)
 
     def _place(self, decision: Decision, now: int) -> None:
         """Takes a share of the instance's ledger and a connection to it."""
@@ -268,7 +272,8 @@ class Exchange(msgspec.Struct, eq=False):
         if action is Action.BREAK:
             self._break(outcome, now)
             return
-        error = errors.spent(outcome, ((a.instance, a.status or a.outcome) for a in self.attempts))
+        wait = self.plane.router.wait(self.ask, now)
+        error = errors.spent(outcome, ((a.instance, a.status or a.outcome) for a in self.attempts), wait)
         if may_retry(outcome, len(self.attempts)):
             if self.plane.router.budget.take(now):
                 found = self.plane.router.route(self.ask, now, self.tried, admit=False)

@@ -112,12 +112,10 @@ class Plane:
         self.date = clock.http_date()
         for client in list(self.open_clients):
             client.tick(now)
-        for model in self.router.models:
-            queue = self.router.queue(model)
-            for waiter in queue.expire(now):
-                exchange = waiter.request
-                assert isinstance(exchange, Exchange)  # noqa: S101
-                exchange.put_out("queue_timeout", max(1.0, queue.wait(now)), now)
+        for waiter in self.router.expire(now):
+            exchange = waiter.request
+            assert isinstance(exchange, Exchange)  # noqa: S101
+            exchange.put_out("queue_timeout", now)
         self.admit(now)
         self.router.budget.look(now)
         for pool in self.pools.values():

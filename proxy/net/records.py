@@ -94,4 +94,4 @@ def settle(exchange: "Exchange") -> None:
     decision: Decision | None = exchange.decision
     if decision is not None and exchange.outcome == "ok":
         served = tokens_of(exchange)[1] - decision.output_tokens
-        exchange.plane.router.queue(exchange.ask.model).settle(exchange.ask.tenant, served)
+        exchange.plane.router.settle(exchange.ask, served)

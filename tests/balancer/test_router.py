@@ -200,11 +200,11 @@ def test_update_keeps_what_is_still_there_and_forgets_the_rest() -> None:
     instances = (Instance(0, "i0"), Instance(1, "somebody else"), Instance(2, "i2"))
     made.update(Table(2, {"m": Fleet(instances), "n": fleet(1)}), SECOND)
     assert made.ejected(SECOND) == ["i0"]
-    assert (made.models, made.version) == (["m", "n"], 2)
+    assert ([made.serves(name) for name in "mn"], made.version) == ([True, True], 2)
     assert made.estimator("m") is estimator
     assert made.queue("m") is queue
     made.update(Table(3, {}), SECOND)
-    assert (made.models, made.ejected(SECOND)) == ([], [])
+    assert (made.serves("m"), made.ejected(SECOND)) == (False, [])
     with pytest.raises(KeyError):
         made.queue("m")
 

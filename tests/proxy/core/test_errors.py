@@ -77,3 +77,9 @@ def test_saturated() -> None:
     error = errors.saturated("m", "queue_full", 2.5)
     assert "All instances of 'm' are saturated and the queue is full; try again in 2.5 s." == error.message
     assert b"retry-after: 3\r\nretry-after-ms: 2500\r\n" == error.headers()
+
+
+def test_saturated_instances_say_when() -> None:
+    """When to come back is what a newcomer would wait, but not at once."""
+    tries = [("a", 429)]
+    assert [1.0, 7.5] == [errors.spent(Outcome.SATURATED, tries, wait).retry_after for wait in (0.0, 7.5)]

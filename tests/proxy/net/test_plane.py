@@ -1,6 +1,8 @@
 """What the connections of a worker share."""
 
-from balancer.model import Ask, Decision
+import pytest
+
+from balancer.model import Ask, Decision, Table
 from proxy.core.headers import Head
 from proxy.core.settings import Limits
 from tests.support.plane import Bench, answer, post
@@ -67,6 +69,39 @@ def test_the_queue_is_bounded() -> None:
     assert b"retry-after-ms" in transport.written
     bench.plane.sweep(bench.now + 40 * SECOND)
     assert told.written.startswith(b"HTTP/1.1 429")
+    assert 0 == bench.plane.waiting
+
+
+@pytest.mark.parametrize("status", [200, 429])
+def test_a_model_may_go_while_its_requests_are_in_flight(status: int) -> None:
+    """A reload takes the model out; a request that had waited for it ends as it would have, and has its record."""
+    bench = Bench(engines=1)
+    prompt = "x" * 60_000
+    clients = [bench.client() for _ in range(2)]
+    for client, _ in clients:
+        client.data_received(post(prompt=prompt))
+    connection, _ = bench.engine_of(clients[0][0])
+    connection.data_received(answer())
+    bench.router.update(Table(2, {}), bench.now)
+    connection, _ = bench.engine_of(clients[1][0])
+    connection.data_received(answer(status=status))
+    assert clients[1][1].written.startswith(b"HTTP/1.1 %d" % status)
+    outcomes = [record.outcome for record in bench.plane.take_records()]
+    assert ["ok", "ok" if status == 200 else "shed"] == outcomes
+    assert bench.clean
+
+
+def test_who_waits_for_a_model_that_is_gone_is_told() -> None:
+    """A reload takes the model out: who waits for it would wait for ever."""
+    bench = Bench(engines=1)
+    prompt = "x" * 60_000
+    clients = [bench.client() for _ in range(2)]
+    for client, _ in clients:
+        client.data_received(post(prompt=prompt))
+    assert 1 == bench.plane.waiting
+    bench.router.update(Table(2, {}), bench.now)
+    bench.plane.sweep(bench.now + SECOND)
+    assert clients[1][1].written.startswith(b"HTTP/1.1 503")
     assert 0 == bench.plane.waiting
 
 
