@@ -131,6 +131,11 @@ class Queue:
         """How many wait."""
         return len(self._arrivals)
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all that wait here."""
+        return sum(waiter.prompt_tokens for waiter in self._arrivals)
+
     def offer(self, waiter: Waiter, now: int, elsewhere: int = 0) -> Entry:
         """Let it wait, or refuse it. `elsewhere`: how many wait for the model at other workers."""
         wait = self.wait(now, waiter.priority, waiter)

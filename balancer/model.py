@@ -68,6 +68,26 @@ class Table(msgspec.Struct, frozen=True):
     models: dict[str, Fleet]
 
 
+class Digest(msgspec.Struct, frozen=True, gc=False):
+    """What a location tells the others of one model (BALANCING 5)."""
+
+    location: str
+    model: str
+    seq: int  # rises with every digest of its sender
+    ts: int  # ns by the sender's clock when it was made
+    work: float  # W: prompt tokens that wait for their first token
+    capacity: float  # C: token-equivalents a second of all instances
+    instances: int
+    running: int  # sequences
+    kv_tokens: int  # in their caches
+    t0: float = 0.0103  # s: an iteration of no work; until an engine's own is known, an a100's
+    c: float = 71e-6  # s a sequence
+    kv_c: float = 0.087e-6  # s a cached token
+    accepting: bool = True
+    residency: tuple[str, ...] = ()
+    node: str = "0"
+
+
 class Ask(msgspec.Struct, gc=False):
     """What routing needs to know of a request."""
 

@@ -201,6 +201,11 @@ class Router:
         for model, queue in self._queues.items():
             yield from queue.expire(now, everyone=model not in self._views)
 
+    def capacity(self, model: str) -> float:
+        """Token-equivalents a second of the model's ready instances; 0 for a model that the Table does not know."""
+        view = self._views.get(model)
+        return view.capacity if view is not None else 0.0
+
     def serves(self, model: str) -> bool:
         """Whether the Table knows the model."""
         return model in self._views

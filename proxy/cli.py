@@ -107,11 +107,25 @@ def replay(trace: str, url: str, model: str | None, speed: float, limit: int | N
     type=click.Path(path_type=Path),
     help="Write the figures there; - for standard output.",
 )
-def simulate(loads: str, choices: int, policies: tuple[str, ...], **options: Any) -> None:
+@click.option(
+    "--scenario", default=None, help="Several locations: B, C or a YAML file; policies: no-spill, greedy, headrace."
+)
+@click.option("--interval", default=None, type=float, help="Seconds between the digests of a scenario's locations.")
+def simulate(
+    loads: str, choices: int, policies: tuple[str, ...], scenario: str | None, interval: float | None, **options: Any
+) -> None:
     """Policies side by side in virtual time. TRACE: a file, a directory of records, or one of azure-conv, azure-code,
     mooncake-conversation.
     """
     from balancer.model import Balancing
+
+    if scenario is not None:
+        from fixtures.simulate.scenario_command import run as run_scenario
+
+        settings, json_file = Balancing(choices=choices), options["json_file"]
+        sys.exit(run_scenario(options["trace"], scenario, policies, options["seeds"], settings, interval, json_file))
+    if interval is not None:
+        raise click.UsageError("--interval goes with --scenario")
     from fixtures.simulate.command import Asked
     from fixtures.simulate.command import run as run_simulate
 

@@ -1,0 +1,157 @@
+"""Spilling: never worse than staying, by what is known, and by nothing that is too old."""
+
+import math
+from random import Random
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balancer.model import Digest
+from balancer.spill import RUNNING_FOR, Peer, Spillover, cost, refuses, tpot
+
+SECOND = 1_000_000_000
+MS = 1_000_000
+
+
+def digest(location: str = "lhr", seq: int = 1, ts: int = 0, work: float = 0.0, **other: object) -> Digest:
+    """Four idle a100."""
+    given = Digest(location, "m", seq, ts, work, 4 / 70e-6, 4, 0, 0)
+    return msgspec.structs.replace(given, **other)
+
+
+BUSY = digest("ams", work=200_000.0)  # 3.5 s of waiting
+
+
+def spillover(*digests: Digest, rtt: int = 80 * MS, now: int = 0) -> Spillover:
+    """What one location knows of the others."""
+    made = Spillover(Random(1), SECOND)
+    for one in digests:
+        made.join(one.location, Peer(rtt))
+        made.see(one, now)
+    return made
+
+
+def test_cost() -> None:
+    """Each term by hand (BALANCING 5)."""
+    there = digest(work=57_142.857, running=8, kv_tokens=40_000)
+    found = cost(there, 1000, 100, 0.08, tokens=5714.2857, sequences=4)
+    assert found.wait == pytest.approx(1.1)
+    assert found.prefill == pytest.approx(0.07)
+    per_token = 0.0015 + math.hypot(0.0103, 71e-6 * 3) + 0.087e-6 * 10_000
+    assert found.decode == pytest.approx(0.4 * 100 * per_token)
+    assert tpot(there, 4) == pytest.approx(per_token)
+    assert found.total == pytest.approx(1.1 + 0.07 + 40 * per_token + 0.08)
+    assert math.inf == cost(digest(capacity=0.0), 1, 1).total
+
+
+def test_it_leaves_only_for_what_is_better_by_the_margin() -> None:
+    """50 ms and a tenth of what it would cost here."""
+    idle = spillover(digest())
+    assert "lhr" == idle.decide(BUSY, 1000, 200, 0).location
+    assert "" == idle.decide(digest("ams"), 1000, 200, 0).location
+    bare = cost(digest("ams"), 1000, 200).total
+    least = (0.08 + 0.05 + 0.1 * bare) / 0.9  # seconds of waiting here at which RTT and margin are made up for
+    for wait, expected in ((least - 0.001, ""), (least + 0.001, "lhr")):
+        assert expected == idle.decide(digest("ams", work=wait * 4 / 70e-6), 1000, 200, 0).location
+
+
+def test_who_has_been_spilled_stays() -> None:
+    """The hop limit is 1."""
+    assert "" == spillover(digest()).decide(BUSY, 1000, 200, 0, hopped=True).location
+
+
+def test_only_fresh_digests_count() -> None:
+    """3 G + RTT by the sender's clock; no fresh one: everything stays."""
+    known = spillover(digest())
+    assert "lhr" == known.decide(BUSY, 1000, 200, 3 * SECOND + 80 * MS).location
+    assert "" == known.decide(BUSY, 1000, 200, 3 * SECOND + 80 * MS + 1).location
+    assert not known.see(digest(seq=1, ts=9 * SECOND), 9 * SECOND), "an old one came late"
+    assert not known.see(digest("nobody"), 0)
+
+
+def test_a_clock_that_is_an_hour_off_is_brought_to_ours() -> None:
+    hour = 3600 * SECOND
+    made = Spillover(Random(1), SECOND)
+    made.join("lhr", Peer(80 * MS, offset=hour))
+    made.see(digest(ts=hour), 0)
+    assert "lhr" == made.decide(BUSY, 1000, 200, SECOND).location
+    assert "" == made.decide(BUSY, 1000, 200, 4 * SECOND).location
+
+
+def test_residency() -> None:
+    """A location qualifies if it carries one of the tags."""
+    known = spillover(digest(residency=("eu", "de")), digest("nyc", residency=("us",)))
+    assert {"lhr"} == {known.decide(BUSY, 1000, 200, 0, tags=("eu", "ch")).location for _ in range(20)}
+    assert "" == known.decide(BUSY, 1000, 200, 0, tags=("ch",)).location
+
+
+def test_who_does_not_accept_is_not_asked() -> None:
+    assert "" == spillover(digest(accepting=False)).decide(BUSY, 1000, 200, 0).location
+
+
+def test_a_location_without_instances_spills_all() -> None:
+    """Even to one that is busy itself; with nobody fresh it stays and is told so here."""
+    gone = digest("ams", capacity=0.0, instances=0)
+    assert "lhr" == spillover(digest(work=1e6)).decide(gone, 1000, 200, 0).location
+    assert "" == spillover().decide(gone, 1000, 200, 0).location
+
+
+def test_own_forwards_count_until_the_digest_shows_them() -> None:
+    """Twenty at once do not all go to the same place."""
+    known, sent = spillover(digest()), 0
+    for _ in range(200):
+        if known.decide(BUSY, 10_000, 200, 0).location:
+            known.forwarded("lhr", 10_000, 0)
+            sent += 1
+    assert 10 < sent < 25
+    assert known.see(digest(seq=2, ts=41 * MS), 81 * MS)  # sent 40 ms before it was made
+    assert "lhr" == known.decide(BUSY, 10_000, 200, 81 * MS).location
+
+
+def test_a_refusal_is_remembered() -> None:
+    """For max(G, RTT), and the forward counts no more."""
+    known = spillover(digest())
+    known.forwarded("lhr", 1000, 0)
+    known.refused("lhr", 80 * MS)
+    assert "" == known.decide(BUSY, 1000, 200, SECOND).location
+    assert "lhr" == known.decide(BUSY, 1000, 200, SECOND + 80 * MS).location
+    (peer,) = known.peers()
+    assert [] == peer.forwards
+
+
+def test_the_guard() -> None:
+    """0.4 of the TTFT target; nobody sends to who has nothing."""
+    assert [False, True, True] == [refuses(0.4e4, 1e4, 1.0), refuses(0.41e4, 1e4, 1.0), refuses(0.0, 0.0, 1.0)]
+
+
+def test_many_are_drawn_in_proportion_to_their_capacity() -> None:
+    """Of a hundred two are looked at; who has ten times as much is drawn ten times as often."""
+    small = [digest(f"s{i}", work=1e5) for i in range(99)]
+    known = spillover(*small, digest("big", work=1e5, capacity=990 * 4 / 70e-6, instances=3960))
+    drawn = [one.location for _ in range(300) for one in known.decide(BUSY, 1000, 200, 0).candidates]
+    assert 600 == len(drawn)
+    assert 270 < drawn.count("big") <= 300
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["go", "refuse", "tell", "wait"]), st.integers(1, SECOND)), max_size=60),
+    st.integers(0, 300 * MS),
+)
+def test_no_forward_is_counted_for_ever(moves: list[tuple[str, int]], rtt: int) -> None:
+    """Whatever happens, counts are not negative, and nothing is left when all is shown or old."""
+    known, now, seq = spillover(digest(), rtt=rtt), 0, 1
+    (peer,) = known.peers()
+    for move, gap in moves:
+        now += gap
+        if move == "go":
+            known.forwarded("lhr", 100, now)
+        elif move == "refuse":
+            known.refused("lhr", now)
+        elif move == "tell":
+            seq += 1
+            known.see(digest(seq=seq, ts=now), now + rtt // 2)
+        tokens, sequences = peer.unseen(now)
+        assert 0 <= tokens <= 100 * sequences
+    assert (0, 0) == peer.unseen(now + RUNNING_FOR + rtt)
