@@ -209,7 +209,7 @@ class EngineConnection(asyncio.Protocol):
             return
         self.exchange = self.steady = None
         if self.used and not self.head_bytes and not self.begun:
-            exchange.stale(now())
+            exchange.stale(self.pool, now())
         else:
             exchange.failed(Outcome.RESET, now())
 

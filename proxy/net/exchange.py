@@ -18,7 +18,7 @@ from proxy.core.headers import Head
 from proxy.core.request import Fields, rewrite
 from proxy.core.retry import may_retry, of_status
 from proxy.core.sse import EventStream
-from proxy.net.engine import EngineConnection
+from proxy.net.engine import EngineConnection, Pool
 from proxy.net.relay import Relay
 from proxy.net.site import Upstream
 from telemetry.context import Trace
@@ -179,12 +179,12 @@ class Exchange(msgspec.Struct, eq=False):
 
     # from the engine
 
-    def stale(self, now: int) -> None:
-        """The kept connection had been closed: the same instance again, by a new one."""
+    def stale(self, pool: Pool, now: int) -> None:
+        """The kept connection had been closed: the same instance again, by a new one, even if it just left the config."""
         self._to(Event.STALE)
         self.connection = None
         self.since = now
-        self.task = self.plane.connect(self.plane.pools[self.tried[-1]], self)
+        self.task = self.plane.connect(pool, self)
 
     def whole(self, answer: heads.Answer, body: bytes, now: int) -> None:
         """The short way of a 200 that came in one piece, is no stream, and whose head's like was read before."""

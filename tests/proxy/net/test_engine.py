@@ -4,7 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.plane import DONE, EVENT, LAST, STREAM_HEAD, Bench, answer, body_of, chunk, post
+from proxy.core.settings import Limits
+from proxy.net.engine import EngineConnection
+from proxy.net.exchange import Exchange
+from proxy.net.site import Site
+from tests.support.plane import DONE, EVENT, LAST, STREAM_HEAD, Bench, FakeTransport, answer, body_of, chunk, post
 
 
 def serve(wire: bytes) -> tuple[Bench, bool, bytes]:
@@ -147,6 +151,33 @@ def test_a_retired_pool_keeps_nothing() -> None:
     late = bench.keep(0)
     assert late.transport.is_closing()
     assert [] == pool.idle
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_a_stale_connection_is_made_anew(monkeypatch: pytest.MonkeyPatch, reloaded: bool) -> None:
+    """A kept connection that is closed before a byte came: the same engine again, even one that just left the config; it
+    counts against nobody.
+    """
+    bench = Bench(engines=1)
+    connects: list[tuple[str, Exchange]] = []
+    monkeypatch.setattr(bench.plane, "connect", lambda pool, exchange: connects.append((pool.upstream.name, exchange)))
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, _ = bench.engine_of(client)
+    if reloaded:
+        bench.plane.configure(Site("ams", Limits(), {}, {}), bench.now)
+    connection.connection_lost(None)
+    assert [("one", client.exchange)] == connects
+    fresh = EngineConnection(bench.plane, connection.pool)
+    fresh.connection_made(FakeTransport())  # type: ignore[arg-type]
+    assert client.exchange is not None
+    client.exchange.reached(fresh, bench.now)
+    fresh.data_received(answer(b"at last"))
+    assert transport.written.endswith(b"at last")
+    (record,) = bench.plane.take_records()
+    assert (1, "ok") == (len(record.attempts), record.outcome)
+    assert not bench.router.health.notes
+    assert bench.clean
 
 
 def test_old_connections_are_swept() -> None:
