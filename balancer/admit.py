@@ -98,6 +98,7 @@ class Queue:
         "_waits",
         "_work",
         "_yielding",
+        "prompt_tokens",
     )
 
     def __init__(
@@ -108,6 +109,7 @@ class Queue:
         self._yielding = 0  # since when another worker's queue has been let go first; 0: it is not
         self.configure(capacity, timeout_ns, rate, ttft_target)
         self._arrivals: Line = OrderedDict()
+        self.prompt_tokens = 0  # of all that wait here
         self._classes: dict[int, dict[str, Line]] = {}  # by priority, by tenant; no empty ones
         self._work: dict[int, float] = {}  # waiting, by priority
         self._tenant_work: dict[tuple[int, str], float] = {}  # the same by tenant, too; no empty ones
@@ -131,11 +133,6 @@ class Queue:
         """How many wait."""
         return len(self._arrivals)
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Of all that wait here."""
-        return sum(waiter.prompt_tokens for waiter in self._arrivals)
-
     def offer(self, waiter: Waiter, now: int, elsewhere: int = 0) -> Entry:
         """Let it wait, or refuse it. `elsewhere`: how many wait for the model at other workers."""
         wait = self.wait(now, waiter.priority, waiter)
@@ -152,6 +149,7 @@ class Queue:
             self._remove(displaced)
         self._lift(waiter.tenant)
         self._arrivals[waiter] = None
+        self.prompt_tokens += waiter.prompt_tokens
         line = self._classes.setdefault(waiter.priority, {}).setdefault(waiter.tenant, OrderedDict())
         line[waiter] = None
         self._work[waiter.priority] = self._work.get(waiter.priority, 0.0) + waiter.work
@@ -320,6 +318,7 @@ class Queue:
 
     def _remove(self, waiter: Waiter) -> None:
         del self._arrivals[waiter]
+        self.prompt_tokens -= waiter.prompt_tokens
         lines = self._classes[waiter.priority]
         line = lines[waiter.tenant]
         del line[waiter]

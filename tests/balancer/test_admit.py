@@ -49,8 +49,10 @@ def test_priorities_are_strict(offers: list[tuple[str, int]]) -> None:
     line = queue()
     for tenant, priority in offers:
         line.offer(waiter(tenant, priority), 0)
+    assert 100 * len(offers) == line.prompt_tokens
     taken = [line.take(0) for _ in offers]
     assert sorted(p for _, p in offers) == [w.priority for w in taken if w]
+    assert 0 == line.prompt_tokens
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.integers(1, 900)), min_size=1, max_size=40))
