@@ -104,8 +104,8 @@ class Peer:
         self.forwards: list[Forward] = []
 
     def see(self, digest: Digest, now: int) -> bool:
-        """Takes a digest; False for one that is older than what is known."""
-        if self.digest is not None and digest.seq <= self.digest.seq:
+        """Takes a digest; False for one that was made before the one that is known. (`seq` begins anew with its sender.)"""
+        if self.digest is not None and digest.ts <= self.digest.ts:
             return False
         self.digest, self.received = digest, now
         return True

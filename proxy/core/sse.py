@@ -10,11 +10,18 @@ import re
 
 import msgspec
 
+from balancer.estimate import MAX_TOKENS
+
 HOLD = 16384
 _ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\r\n|\n\n|\r\r")
 _USAGE = re.compile(rb'(?<!\\)"usage"\s*:\s*\{')
 _USAGE_OBJECT = re.compile(rb'(?<!\\)"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+
+
+def _count(said: int | None) -> int:
+    """Tokens as an engine said them, within what a count can be: nothing else may get into records."""
+    return min(max(said or 0, 0), MAX_TOKENS)
 
 
 class _Details(msgspec.Struct):
@@ -33,16 +40,16 @@ class Usage(msgspec.Struct):
 
     @property
     def prompt(self) -> int:
-        return max(0, self.prompt_tokens or self.input_tokens or 0)
+        return _count(self.prompt_tokens or self.input_tokens)
 
     @property
     def output(self) -> int:
-        return max(0, self.completion_tokens or self.output_tokens or 0)
+        return _count(self.completion_tokens or self.output_tokens)
 
     @property
     def cached(self) -> int:
         details = self.prompt_tokens_details or self.input_tokens_details
-        return max(0, (details.cached_tokens if details else 0) or 0)
+        return _count(details.cached_tokens if details else 0)
 
 
 class _Response(msgspec.Struct):

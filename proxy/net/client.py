@@ -82,7 +82,7 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.lingering:
             return
-        if self.exchange is not None:
+        if self.exchange is not None or self.paused:  # one at a time, and none whose answer would only wait here
             self.buffer += data
             if len(self.buffer) > PIPELINED:
                 self.reading = False
@@ -111,12 +111,14 @@ class Client(asyncio.Protocol):
         self.paused = True
         self.since = clock.now()
         if self.exchange is not None and self.exchange.connection is not None:
-            self.exchange.connection.transport.pause_reading()
+            self.exchange.connection.pause()
 
     def resume_writing(self) -> None:
         self.paused = False
         if self.exchange is not None and self.exchange.connection is not None:
-            self.exchange.connection.transport.resume_reading()
+            self.exchange.connection.resume()
+        elif self.exchange is None and not self.lingering:
+            self._go_on()
 
     # llhttp
 
@@ -150,7 +152,9 @@ class Client(asyncio.Protocol):
     def _advance(self) -> None:
         """Takes requests out of the buffer until one is in flight or more bytes are needed."""
         self.advancing = True
-        while self.exchange is None and self.buffer and not self.lingering and not self.transport.is_closing():
+        while (
+            self.exchange is None and self.buffer and not (self.lingering or self.paused or self.transport.is_closing())
+        ):
             try:
                 if self.head is None and not self._read_head():
                     break
@@ -258,7 +262,11 @@ class Client(asyncio.Protocol):
         self.exchange = None
         if not self.keep_alive:
             self.transport.close()
-            return
+        elif not self.paused:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Takes up the next request, be it one that came early."""
         self.since = clock.now()
         if not self.reading:
             self.reading = True
@@ -331,7 +339,7 @@ class Client(asyncio.Protocol):
 
     def _note(self, outcome: str, status: int, error: str, request_id: str) -> None:
         now = clock.now()
-        tenant = self.plane.tenant_of(self.head.authorization if self.head else b"", self.address)
+        tenant = self.plane.tenant_of((self.head.authorization if self.head else b"") or self.address.encode())
         self.plane.noted.append(
             records.of_refusal(
                 self.plane, self.head, tenant, request_id, status, outcome, error, self.accepted or now, now
@@ -368,6 +376,8 @@ class Client(asyncio.Protocol):
         elif self.lingering:
             if silence > LINGER_NS:
                 self.transport.abort()
+        elif self.paused:
+            pass  # what came meanwhile is not late: it is not looked at
         elif self.head is not None:
             if silence > deadlines.body or now - self.accepted > deadlines.request:
                 self._reject(errors.RequestTimeout("limits.body_timeout: the request's body did not come in time."))

@@ -69,7 +69,8 @@ class EngineConnection(asyncio.Protocol):
 
     __slots__ = (
         "aligned", "begun", "between", "body_parts", "complete", "exchange", "feed", "framed", "head_bytes", "headers",
-        "idle_since", "keep", "on_body", "parser", "parts", "plane", "pool", "raw", "status", "steady", "transport", "used",
+        "idle_since", "keep", "on_body", "parser", "parts", "plane", "pool", "raw", "status", "steady", "stopped",
+        "transport", "used",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -82,6 +83,7 @@ class EngineConnection(asyncio.Protocol):
         self.parts: list[bytes] = []
         self.on_body = self.parts.append  # llhttp calls the list itself: no Python frame a chunk
         self.used = False  # it has carried an answer before
+        self.stopped = False  # it is not read, because its client does not read
         self.idle_since = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.parser: httptools.HttpResponseParser | None = None  # of this answer, unless it needs none
@@ -258,6 +260,16 @@ class EngineConnection(asyncio.Protocol):
 
     # for the exchange
 
+    def pause(self) -> None:
+        """Its client does not read: neither do we."""
+        self.stopped = True
+        self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Its client reads again, or is no longer its client."""
+        self.stopped = False
+        self.transport.resume_reading()
+
     def release(self) -> None:
         """The exchange is done with it: kept if the answer was whole and left no doubt, else closed."""
         self.exchange = self.steady = None
@@ -267,6 +279,8 @@ class EngineConnection(asyncio.Protocol):
             if not pool.retired and len(pool.idle) < MAX_IDLE:
                 self.used = True
                 self.idle_since = now()
+                if self.stopped:  # the answer's last bytes were too many for its client, which is not the next one
+                    self.resume()
                 pool.idle.append(self)
                 return
         self.transport.abort()

@@ -116,7 +116,7 @@ class Exchange(msgspec.Struct, eq=False):
         if displaced is not None:
             other = displaced.request
             assert isinstance(other, Exchange)  # noqa: S101
-            other.put_out("displaced", now)
+            plane.put_out(other, "displaced", now)
 
     def _left_queue(self) -> None:
         self.waiter = None
@@ -222,7 +222,7 @@ class Exchange(msgspec.Struct, eq=False):
         )  # fmt: skip
         self.body = b""  # there is no way back: a stream must not hold its prompt for as long as it lasts
         if self.client.paused:
-            connection.transport.pause_reading()
+            connection.pause()
         return True
 
     def _lines(self) -> bytes:
@@ -275,13 +275,12 @@ class Exchange(msgspec.Struct, eq=False):
         wait = self.plane.router.wait(self.ask, now)
         error = errors.spent(outcome, ((a.instance, a.status or a.outcome) for a in self.attempts), wait)
         if may_retry(outcome, len(self.attempts)):
-            if self.plane.router.budget.take(now):
-                found = self.plane.router.route(self.ask, now, self.tried, admit=False)
-                if type(found) is Decision:
+            found = self.plane.router.route(self.ask, now, self.tried, admit=False)
+            if type(found) is Decision:
+                if self.plane.router.budget.take(now):
                     self.plane.count("headrace_retries_total|" + outcome)
                     self._place(found, now)
                     return
-            else:
                 self.plane.count("headrace_retry_budget_exhausted_total|" + outcome)
         self._refuse(error, now)
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from balancer.estimate import MAX_TOKENS
 from balancer.model import Ask, Priority
 from proxy.core import errors
 from proxy.core.headers import Head
@@ -76,6 +77,9 @@ def ask(plane: "Plane", head: Head, fields: Fields, model: str, size: int, addre
                 param="x-headrace-priority",
             )
         priority = max(named, _NORMAL)  # without keys nobody is critical
-    tenant = plane.tenants.get(head.authorization) or plane.tenant_of(head.authorization, address)
+    source = head.authorization or address.encode()
+    tenant = plane.tenants.get(source) or plane.tenant_of(source)
     cap = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens or 0
-    return Ask(model, size, cap if cap > 0 else 0, fields.stream is True, tenant, priority)
+    if not 0 <= cap <= MAX_TOKENS:
+        cap = 0 if cap < 0 else MAX_TOKENS
+    return Ask(model, size, cap, fields.stream is True, tenant, priority)

@@ -51,6 +51,8 @@ class Plane:
         self.queued_elsewhere = 0  # waiting at the location's other workers
         self.open_clients: set[Client] = set()
         self.pools: dict[int, Pool] = {}  # by cell
+        self._leaving: list[tuple[Exchange, str]] = []  # who must leave the queue, and why
+        self._clearing = False
         self.ended: list[Exchange] = []  # requests whose records are still to be made
         self.noted: list[Record] = []  # records of what never became an exchange
         self.counters: dict[str, int] = {}
@@ -115,11 +117,24 @@ class Plane:
         for waiter in self.router.expire(now):
             exchange = waiter.request
             assert isinstance(exchange, Exchange)  # noqa: S101
-            exchange.put_out("queue_timeout", now)
+            self.put_out(exchange, "queue_timeout", now)
         self.admit(now)
         self.router.budget.look(now)
         for pool in self.pools.values():
             pool.sweep(now)
+
+    def put_out(self, exchange: Exchange, reason: str, now: int) -> None:
+        """It may wait no longer. One after the other: its client's next request may displace somebody else, and so on."""
+        self._leaving.append((exchange, reason))
+        if self._clearing:
+            return
+        self._clearing = True
+        try:
+            while self._leaving:
+                leaver, why = self._leaving.pop()
+                leaver.put_out(why, now)
+        finally:
+            self._clearing = False
 
     def notice(self, now: int) -> None:
         """Four times a second: who waits for a first token much longer than predicted."""
@@ -174,9 +189,8 @@ class Plane:
         """32 hex digits."""
         return f"{self._draw(128):032x}"
 
-    def tenant_of(self, authorization: bytes, address: str) -> str:
-        """A keyed hash of the bearer token, else of the client's address."""
-        source = authorization or address.encode()
+    def tenant_of(self, source: bytes) -> str:
+        """A keyed hash of the `source`: the bearer token, else the client's address."""
         tenant = self.tenants.get(source)
         if tenant is None:
             if len(self.tenants) >= KNOWN_TENANTS:

@@ -23,7 +23,9 @@ def tick(exchange: "Exchange", now: int) -> None:
         _tick_relay(exchange, now)
     elif deadlines.stalled(state, exchange.since, now):
         _timeout(exchange, now)
-    elif exchange.lease is not None and not exchange.ask.stream and exchange.decision is not None:
+    elif (
+        state is State.SENT and not exchange.ask.stream and exchange.lease is not None and exchange.decision is not None
+    ):
         predicted = int(exchange.decision.ttft * 1e9)
         exchange.lease.elapse(now - exchange.sent, predicted, exchange.plane.tpot_ns)
 

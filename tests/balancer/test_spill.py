@@ -67,7 +67,9 @@ def test_only_fresh_digests_count() -> None:
     known = spillover(digest())
     assert "lhr" == known.decide(BUSY, 1000, 200, 3 * SECOND + 80 * MS).location
     assert "" == known.decide(BUSY, 1000, 200, 3 * SECOND + 80 * MS + 1).location
-    assert not known.see(digest(seq=1, ts=9 * SECOND), 9 * SECOND), "an old one came late"
+    assert known.see(digest(seq=7, ts=9 * SECOND), 9 * SECOND)
+    assert not known.see(digest(seq=6, ts=8 * SECOND), 9 * SECOND), "an old one came late"
+    assert known.see(digest(seq=1, ts=10 * SECOND), 10 * SECOND), "its sender was started anew"
     assert not known.see(digest("nobody"), 0)
 
 

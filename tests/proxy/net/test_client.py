@@ -278,3 +278,28 @@ def test_heads_of_one_request_are_not_kept(head: bytes) -> None:
     client, _ = bench.client()
     client.data_received(post(head=head))
     assert not bench.plane.requests
+
+
+def test_who_does_not_read_is_served_nothing_more() -> None:
+    """Answers that nobody reads would fill the memory: the next request waits until the last answer is read."""
+    bench = Bench()
+    client, transport = bench.client()
+    models = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n"
+    client.data_received(models)
+    client.pause_writing()
+    transport.take()
+    client.data_received(models)
+    client.data_received(post() + models)
+    assert (b"", None) == (transport.written, client.exchange)
+    client.data_received(b"x" * 70_000)
+    assert not transport.reading
+    since = client.since
+    client.tick(since + 299 * SECOND)
+    assert not transport.closed
+    client.resume_writing()
+    assert transport.reading
+    assert b'"object":"list"' in transport.take()
+    assert client.exchange is not None
+    client.pause_writing()
+    client.tick(client.since + 301 * SECOND)
+    assert transport.aborted

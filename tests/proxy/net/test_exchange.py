@@ -159,6 +159,23 @@ def test_backpressure() -> None:
     assert engine.reading
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_who_does_not_read_stops_nobody_elses_answer(known: bool) -> None:
+    """The last bytes of an answer were too many for its client: the engine's connection is kept, and is read."""
+    bench = Bench(engines=1)
+    if known:
+        first, _ = bench.client()
+        first.data_received(post())
+        bench.engine_of(first)[0].data_received(answer())
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, engine = bench.engine_of(client)
+    transport.write = lambda data: client.pause_writing()  # type: ignore[method-assign]
+    connection.data_received(answer())
+    assert connection is bench.plane.pools[0].idle[-1]
+    assert engine.reading
+
+
 MOVES = st.lists(
     st.sampled_from(["head", "event", "end", "lost", "error", "garbage", "gone", "stall", "busy"]), max_size=8
 )

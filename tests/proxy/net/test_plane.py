@@ -2,7 +2,7 @@
 
 import pytest
 
-from balancer.model import Ask, Decision, Table
+from balancer.model import Ask, Balancing, Decision, Table
 from proxy.core.headers import Head
 from proxy.core.settings import Limits
 from tests.support.plane import Bench, answer, post
@@ -28,9 +28,21 @@ def test_traces() -> None:
 def test_tenants() -> None:
     """A keyed hash of the token, else of the address; never the token itself."""
     plane = Bench().plane
-    assert plane.tenant_of(b"Bearer k", "a") == plane.tenant_of(b"Bearer k", "b")
-    assert plane.tenant_of(b"", "a") != plane.tenant_of(b"", "b")
-    assert "k" != plane.tenant_of(b"Bearer k", "a")
+    assert plane.tenant_of(b"Bearer k") == plane.tenant_of(b"Bearer k")
+    assert plane.tenant_of(b"10.0.0.1") != plane.tenant_of(b"10.0.0.2")
+    assert "k" != plane.tenant_of(b"Bearer k")
+
+
+def test_a_client_without_an_address_is_not_everybody() -> None:
+    """Who resets before the accept has none; others without a token are told apart by theirs all the same."""
+    bench, tenants = Bench(), []
+    for address in ("", "10.0.0.1", "10.0.0.2"):
+        client, _ = bench.client()
+        client.address = address
+        client.data_received(post())
+        assert client.exchange is not None
+        tenants.append(client.exchange.ask.tenant)
+    assert 3 == len(set(tenants))
 
 
 def test_the_queue() -> None:
@@ -103,6 +115,27 @@ def test_who_waits_for_a_model_that_is_gone_is_told() -> None:
     bench.plane.sweep(bench.now + SECOND)
     assert clients[1][1].written.startswith(b"HTTP/1.1 503")
     assert 0 == bench.plane.waiting
+
+
+def test_displacing_does_not_recurse() -> None:
+    """Each displaced client's next request, already here, displaces another: one after the other, not one inside the other."""
+    waiting = 400
+    bench = Bench(limits=Limits(queue=waiting), engines=1, kept=900)
+    bench.router.configure(Balancing(), queue_capacity=waiting)
+    first, _ = bench.client()
+    first.data_received(post(prompt="x" * 60_000))
+    clients = [bench.client() for _ in range(waiting)]
+    for number, (client, _) in enumerate(clients):
+        token = b"authorization: Bearer k%d\r\n" % number
+        client.data_received(post(head=b"x-headrace-priority: batch\r\n" + token))
+        client.data_received(post(head=token))
+    assert waiting == bench.plane.waiting
+    bench.client()[0].data_received(post(head=b"authorization: Bearer one\r\n"))
+    assert waiting == bench.plane.waiting
+    assert all(transport.written.startswith(b"HTTP/1.1 429") for _, transport in clients)
+    for client in list(bench.plane.open_clients):
+        client.connection_lost(None)
+    assert bench.clean
 
 
 def test_configure_keeps_what_is_unchanged() -> None:

@@ -1,7 +1,11 @@
 """Records tell what happened, in order, and hold no content."""
 
+import msgspec
+import pytest
+
 from proxy.net import clock
 from proxy.net.plane import LEARNED
+from telemetry.record import Record
 from tests.support.plane import Bench, answer, post
 
 
@@ -58,3 +62,16 @@ def test_bytes_in_are_exact() -> None:
         client.data_received(request)
         bench.engine_of(client)[0].data_received(answer())
     assert [len(request) for request in requests] == [record.bytes_in for record in bench.plane.take_records()]
+
+
+@pytest.mark.parametrize("huge", [2**64, 10**400], ids=["2**64", "10**400"])
+def test_numbers_beyond_all_reason_stay_out_of_records(huge: int) -> None:
+    """A client's cap or an engine's usage that no message can carry would take a whole batch of records with it."""
+    bench = Bench()
+    client, _ = bench.client()
+    client.data_received(post(max_tokens=huge))
+    connection, _ = bench.engine_of(client)
+    connection.data_received(answer(b'{"usage":{"prompt_tokens":%d,"completion_tokens":%d}}' % (huge, huge)))
+    (record,) = bench.plane.take_records()
+    assert record == msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=Record)
+    assert "ok" == record.outcome

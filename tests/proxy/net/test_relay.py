@@ -55,6 +55,16 @@ def test_the_short_way() -> None:
     assert ledger.outstanding(0)[1] < 90
 
 
+def test_the_short_way_counts_events_only() -> None:
+    """Not comments; each of several in one chunk, whatever ends them."""
+    pump, _, _, _ = relay()
+    pump.pump(EVENT, 10)
+    assert pump.forward(chunk(b": ping\n\n"), 20)
+    assert 1 == pump.events
+    assert pump.forward(chunk(EVENT[:-2] + b"\r\n\r\n" + EVENT), 30)
+    assert 3 == pump.events
+
+
 def test_the_short_way_is_not_for_all() -> None:
     """Not while half an event is kept back, not for usage, not for a client of HTTP/1.0."""
     pump, _, _, _ = relay()

@@ -66,3 +66,15 @@ def test_waiting_is_said() -> None:
     transport.take()
     client.tick(bench.now + 12 * SECOND)
     assert chunk(b": waiting\n") == transport.written
+
+
+def test_an_unstreamed_request_stays_on_the_ledger_while_it_connects() -> None:
+    """Its time begins when it is sent: an engine that accepts slowly must not look empty."""
+    bench = Bench(engines=1, kept=0)
+    bench.plane.connect = lambda pool, exchange: None  # type: ignore[method-assign,assignment,return-value]
+    client, _ = bench.client()
+    client.data_received(post(prompt="x" * 4000))
+    before = list(bench.cells)
+    assert before[0] > 0
+    client.tick(bench.now + 2 * SECOND)
+    assert before == bench.cells
