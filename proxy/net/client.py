@@ -368,17 +368,21 @@ class Client(asyncio.Protocol):
 
     def tick(self, now: int) -> None:
         """Once a second: who is silent for too long is told so, or closed."""
-        deadlines, silence = self.plane.deadlines, now - self.since
-        if self.paused and silence > deadlines.stream:
+        silence = now - self.since
+        if self.paused and silence > self.plane.deadlines.stream:
             self.transport.abort()
         elif self.exchange is not None:
             vigil.tick(self.exchange, now)
         elif self.lingering:
             if silence > LINGER_NS:
                 self.transport.abort()
-        elif self.paused:
-            pass  # what came meanwhile is not late: it is not looked at
-        elif self.head is not None:
+        elif not self.paused:  # what came meanwhile is not late: it is not looked at
+            self._tick_request(silence, now)
+
+    def _tick_request(self, silence: int, now: int) -> None:
+        """The same for a request that is not whole, or not there."""
+        deadlines = self.plane.deadlines
+        if self.head is not None:
             if silence > deadlines.body or now - self.accepted > deadlines.request:
                 self._reject(errors.RequestTimeout("limits.body_timeout: the request's body did not come in time."))
         elif self.buffer:
