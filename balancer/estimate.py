@@ -7,7 +7,8 @@
     residual        after n tokens, how many more: an empirical mean residual life, since real tails grow
     events          tokens that one event of a stream stands for
 
-Every mean has the gain max(1/n, 0.02): exact while young, following a shift within some fifty requests afterwards.
+Every mean has the gain max(1/n, 0.02): exact while young, following a shift within some fifty requests afterwards. That is
+fifty of its own: a shift of the whole model is followed bucket by bucket, so finer buckets take longer over it.
 """
 
 from collections.abc import Mapping, Sequence
