@@ -175,16 +175,18 @@ class Spillover:
         goes = best is not None and (gone or best.total + MARGIN + MARGIN_SHARE * here.total < here.total)
         return Verdict(best.location if best is not None and goes else "", here, tuple(drawn))
 
-    def forwarded(self, location: str, prompt: int, now: int) -> None:
-        """A request was sent there."""
-        self._peers[location].forwards.append(Forward(now, prompt))
+    def forwarded(self, location: str, prompt: int, now: int) -> Forward:
+        """A request was sent there; what stands for it, should it be refused."""
+        forward = Forward(now, prompt)
+        self._peers[location].forwards.append(forward)
+        return forward
 
-    def refused(self, location: str, now: int) -> None:
-        """The location did not take the forward of most recent sending that we know of: it gets none for a while."""
+    def refused(self, location: str, forward: Forward, now: int) -> None:
+        """The location did not take this forward: it gets none for a while."""
         peer = self._peers[location]
         peer.avoid_until = now + max(self._interval, peer.rtt)
-        if peer.forwards:
-            peer.forwards.pop()
+        if forward in peer.forwards:
+            peer.forwards.remove(forward)
 
     def usable(self, peer: Peer, now: int, tags: Collection[str] = ()) -> bool:
         """Whether the location may be asked now."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.model import Digest
-from balancer.spill import RUNNING_FOR, Peer, Spillover, cost, refuses, tpot
+from balancer.spill import RUNNING_FOR, Forward, Peer, Spillover, cost, refuses, tpot
 
 SECOND = 1_000_000_000
 MS = 1_000_000
@@ -115,12 +115,13 @@ def test_own_forwards_count_until_the_digest_shows_them() -> None:
 def test_a_refusal_is_remembered() -> None:
     """For max(G, RTT), and the forward counts no more."""
     known = spillover(digest())
-    known.forwarded("lhr", 1000, 0)
-    known.refused("lhr", 80 * MS)
+    small = known.forwarded("lhr", 100, 0)
+    large = known.forwarded("lhr", 9000, 1)
+    known.refused("lhr", small, 80 * MS)
     assert "" == known.decide(BUSY, 1000, 200, SECOND).location
     assert "lhr" == known.decide(BUSY, 1000, 200, SECOND + 80 * MS).location
     (peer,) = known.peers()
-    assert [] == peer.forwards
+    assert [large] == peer.forwards
 
 
 def test_the_guard() -> None:
@@ -144,13 +145,13 @@ def test_many_are_drawn_in_proportion_to_their_capacity() -> None:
 def test_no_forward_is_counted_for_ever(moves: list[tuple[str, int]], rtt: int) -> None:
     """Whatever happens, counts are not negative, and nothing is left when all is shown or old."""
     known, now, seq = spillover(digest(), rtt=rtt), 0, 1
-    (peer,) = known.peers()
+    (peer,), sent = known.peers(), list[Forward]()
     for move, gap in moves:
         now += gap
         if move == "go":
-            known.forwarded("lhr", 100, now)
+            sent.append(known.forwarded("lhr", 100, now))
         elif move == "refuse":
-            known.refused("lhr", now)
+            known.refused("lhr", sent.pop() if sent else Forward(0, 1), now)
         elif move == "tell":
             seq += 1
             known.see(digest(seq=seq, ts=now), now + rtt // 2)
