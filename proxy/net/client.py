@@ -8,6 +8,7 @@ can end), so what follows is always the next request's beginning. Pipelined requ
 
 import asyncio
 import fcntl
+import re
 import termios
 from typing import TYPE_CHECKING, cast
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 PIPELINED = 65536  # bytes of later requests kept while one is in flight
 LINGER_NS = 2_000_000_000  # how long a refused sender is listened to, so that it gets to read why
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
 FRESH_NS = 1_000_000_000  # how long a connection that has not asked yet may take for it while the worker drains
 
 
@@ -198,12 +200,21 @@ class Client(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # we never upgrade: the request is served as it is
-            self.parser = httptools.HttpRequestParser(self)
+        except httptools.HttpParserUpgrade:
+            self._feed_plain(data)
         except httptools.HttpParserError as error:
             if self.head is None:
                 headers.blame(data)
             raise ParseReject("chunk", f"The request's body is not validly chunked: {error}") from None
+
+    def _feed_plain(self, head: bytes) -> None:
+        """Feeds a head anew, as if it offered no other protocol (RFC 9110 7.8): llhttp would leave its body unread."""
+        plain = _UPGRADE.sub(b"", head)
+        if plain == head:  # CONNECT
+            headers.blame(head)
+        self.parser = httptools.HttpRequestParser(self)
+        self.fields, self.url, self.complete = [], b"", False
+        self._feed(plain)
 
     def _read_body(self) -> bool:
         head = self.head

@@ -88,6 +88,47 @@ def test_broken_requests(wire: bytes, status: int, rule: str) -> None:
     assert all(not c.transport.written for p in bench.plane.pools.values() for c in p.idle)  # type: ignore[attr-defined]
 
 
+UPGRADES = [
+    b"Upgrade: h2c\r\nConnection: Upgrade\r\n",
+    b"connection: keep-alive, upgrade\r\nUPGRADE:websocket\r\nx: y\r\nupgrade: h2c\r\n",
+]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_nothing_is_upgraded(upgrade: bytes, size: int) -> None:
+    """A request that offers another protocol is read as any other: its body is its body, whatever that looks like."""
+    bench = Bench()
+    client, transport = bench.client()
+    inner = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n"
+    chunks = chunked(inner).replace(b"host:", upgrade + b"host:", 1)
+    for wire in (post(inner, upgrade), chunks, b"GET /livez HTTP/1.1\r\nhost: a\r\n" + upgrade + b"\r\n"):
+        for start in range(0, len(wire), size):
+            client.data_received(wire[start : start + size])
+    assert [400, 400, 200] == [status_of(b"x" + part) for part in transport.take().split(b"HTTP/1.1")[1:]]
+    client.data_received(post(b'{"model":"m"}', upgrade) + inner)
+    connection, engine = bench.engine_of(client)
+    assert engine.written.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert engine.written.endswith(b'{"model":"theirs"}')
+    assert b"upgrade" not in engine.written.lower()
+    connection.data_received(answer())
+    assert 2 == transport.written.count(b"HTTP/1.1 200")
+    assert bench.clean
+
+
+@pytest.mark.parametrize("upgrade", [b"", *UPGRADES])
+def test_connect_is_refused(upgrade: bytes) -> None:
+    """There are no tunnels, and what was meant for one is not read as requests."""
+    bench = Bench()
+    client, transport = bench.client()
+    inner = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n"
+    client.data_received(b"CONNECT other:443 HTTP/1.1\r\nhost: a\r\n" + upgrade + b"\r\n" + inner)
+    assert 501 == status_of(transport.written)
+    assert 1 == bench.plane.counters["headrace_parse_rejects_total|method"]
+    assert 1 == transport.written.count(b"HTTP/1.1")
+    assert transport.eof
+
+
 def test_what_follows_a_refusal_is_thrown_away() -> None:
     """After a refusal no byte is read as a request any more."""
     bench = Bench()
