@@ -35,6 +35,8 @@ def read(body: bytes) -> Fields:
     """Decodes what routing needs; raises BadRequest naming the field and the rule."""
     try:
         fields = _decode(body)
+        if not body.isascii():
+            _check_names(body, fields)
     except msgspec.ValidationError as error:
         message = str(error)
         field = message.partition("`$.")[2].partition("`")[0] or ("model" if "`model`" in message else None)
@@ -44,6 +46,13 @@ def read(body: bytes) -> Fields:
     if not 0 < len(fields.model) <= MAX_NAME:
         raise BadRequest(f"model must be 1 to {MAX_NAME} characters, got {len(fields.model)}", param="model")
     return fields
+
+
+def _check_names(body: bytes, fields: Fields) -> None:
+    """Reads the members' names, which `rewrite` will decode: those that were skipped may be no UTF-8."""
+    members = _members(body)
+    if fields.stream_options is not None:
+        _members(members["stream_options"])
 
 
 def asks_usage(fields: Fields) -> bool:

@@ -31,6 +31,9 @@ JSON = st.recursive(
         (b'{"model":"m","stream_options":{"include_usage":1}}', "stream_options.include_usage", "bool"),
         (b'{"model":"\xff"}', None, "JSON"),
         (b'{"model":"m","x":' + b"[" * 100_000, None, "JSON"),
+        (b'{"model":"m","\xff":1}', None, "utf-8"),
+        (b'{"model":"m","\xed\xa0\x80":1}', None, "utf-8"),
+        (b'{"model":"m","stream_options":{"\xff":1}}', None, "utf-8"),
     ],
 )
 def test_bad_bodies(body: bytes, param: str | None, words: str) -> None:
@@ -45,6 +48,25 @@ def test_nothing_else_escapes(data: bytes) -> None:
     """Any bytes are read or refused."""
     with contextlib.suppress(BadRequest):
         request.read(data)
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [b"a", b"\xff", b"\xe6\xbc\xa2", b"\xed\xa0\x80", b"\\ud800", b"\\udc00", b"\\u0000", b"\\n", b"\\", b"\n"]
+    ),
+    max_size=3,
+).map(b"".join)
+
+
+@given(st.lists(st.tuples(PIECES, st.booleans()), max_size=4))
+def test_what_was_read_can_be_rewritten(names: list[tuple[bytes, bool]]) -> None:
+    """No name of a member, ours or nested, that passes the reading fails when a body is made for an engine."""
+    own, nested = (b"".join(b',"%b":1' % name for name, inner in names if inner is where) for where in (False, True))
+    body = b'{"model":"m","stream_options":{"include_usage":false%b}%b}' % (nested, own)
+    with contextlib.suppress(BadRequest):
+        fields = request.read(body)
+        rewritten = request.read(request.rewrite(body, fields, "theirs", True))
+        assert ("theirs", True) == (rewritten.model, request.asks_usage(rewritten))
 
 
 def test_untouched() -> None:

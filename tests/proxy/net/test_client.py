@@ -143,6 +143,8 @@ def test_what_follows_a_refusal_is_thrown_away() -> None:
     ("wire", "status", "code"),
     [
         (post(b"{"), 400, "bad_request"),
+        (post(b'{"model":"m","\xff":1}'), 400, "bad_request"),
+        (post(b'{"model":"m","stream":true,"stream_options":{"\xff":1}}'), 400, "bad_request"),
         (post(b'{"model":"nobody"}'), 404, "model_not_found"),
         (post(path=b"/elsewhere"), 404, "not_found"),
         (post(head=b"x-headrace-priority: urgent\r\n"), 400, "bad_request"),
