@@ -8,6 +8,7 @@ try again, whether its connection can go on, and the outcome that is recorded.
     ├── NotAllowed          405  no such method here
     ├── RequestTimeout      408  the client was too slow
     ├── TooLarge            413  a body over the limit
+    ├── Fault               500  ours: what should never happen did
     ├── Overloaded          429  all saturated; says when to come back
     ├── UpstreamError       502  every attempt failed
     ├── NoInstance          503  none is ready
@@ -128,6 +129,16 @@ class TooLarge(BadRequest):
     status = 413
     code = "body_too_large"
     close = True
+
+
+class Fault(ProxyError):
+    """A bug: the request may well be what it needs to show again."""
+
+    code = "internal_error"
+    should_retry = False
+
+    def __init__(self) -> None:
+        super().__init__("Headrace failed to pass the request on; the fault is its own.")
 
 
 class Overloaded(ProxyError):

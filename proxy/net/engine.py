@@ -80,6 +80,8 @@ class EngineConnection(asyncio.Protocol):
         self.plane = plane
         self.pool = pool
         self.exchange: Exchange | None = None
+        self.status = self.head_bytes = self.body_parts = 0
+        self.begun = self.complete = self.keep = self.framed = self.aligned = self.between = False
         self.parts: list[bytes] = []
         self.on_body = self.parts.append  # llhttp calls the list itself: no Python frame a chunk
         self.used = False  # it has carried an answer before

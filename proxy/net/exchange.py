@@ -136,22 +136,25 @@ class Exchange(msgspec.Struct, eq=False):
         self.state = ROWS[self.state][CHOSEN][0]  # type: ignore[index]
         plane, ask, cell = self.plane, self.ask, decision.instance.cell
         self.decision = decision
-        self.lease = plane.router.open(ask, decision, now)
-        self.upstream = plane.site.upstreams[ask.model][cell]
-        if self.tried:
-            self.reported = self.noticed = False
-            self.connect_ns = 0
-            self.span_id = plane.new_span_id()
-        else:
-            self.span_id = self.trace.attempt_id
-        self.tried += (cell,)
-        self.routed = self.attempt_start = self.since = now
-        pool = plane.pools[cell]
-        connection = pool.take()
-        if connection is not None:
-            self._send(connection, now)
-        else:
-            self.task = plane.connect(pool, self)
+        try:
+            self.upstream = plane.site.upstreams[ask.model][cell]
+            self.lease = plane.router.open(ask, decision, now)
+            if self.tried:
+                self.reported = self.noticed = False
+                self.connect_ns = 0
+                self.span_id = plane.new_span_id()
+            else:
+                self.span_id = self.trace.attempt_id
+            self.tried += (cell,)
+            self.routed = self.attempt_start = self.since = now
+            pool = plane.pools[cell]
+            connection = pool.take()
+            if connection is not None:
+                self._send(connection, now)
+            else:
+                self.task = plane.connect(pool, self)
+        except Exception as error:  # noqa: BLE001  who called may be in the middle of somebody else's request
+            plane.fault(self, error, now)
 
     # towards the engine
 
@@ -159,7 +162,19 @@ class Exchange(msgspec.Struct, eq=False):
         """A new connection is there."""
         self.task = None
         self.connect_ns = now - self.attempt_start
-        self._send(connection, now)
+        try:
+            self._send(connection, now)
+        except Exception as error:  # noqa: BLE001  nobody hears of what ends the task that called
+            self.plane.fault(self, error, now)
+
+    def faulted(self, now: int) -> None:
+        """It could not be sent, through an error of ours, which another attempt would only meet again."""
+        if self.state is State.CONNECTING or self.state is State.SENT:  # else it has ended meanwhile
+            self._to(Event.FAILED)
+            self._drop_connection()
+            if self.lease is not None:
+                self._end_attempt(Outcome.CANCELLED, 0, now)
+            self._refuse(errors.Fault(), now)
 
     def _send(self, connection: EngineConnection, now: int) -> None:
         self.state = ROWS[self.state][CONNECTED][0]  # type: ignore[index]

@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import ssl
+import traceback
 from collections.abc import Callable
 
 from balancer.model import Outcome
@@ -149,6 +150,14 @@ class Plane:
             exchange = waiter.request
             assert isinstance(exchange, Exchange)  # noqa: S101
             exchange.admitted(decision, now)
+
+    def fault(self, exchange: Exchange, error: Exception, now: int) -> None:
+        """An error of ours kept an exchange from being sent: it ends alone, and later, so that its end cannot disturb who
+        called. The report shows no values: they may be a client's bytes.
+        """
+        where = "".join(traceback.format_tb(error.__traceback__))
+        self.loop.call_exception_handler({"message": f"{type(error).__name__} in a request's way:\n{where}"})
+        self.loop.call_soon(exchange.faulted, now)
 
     # engine connections
 

@@ -1,9 +1,11 @@
 """A worker's data plane without sockets: fake transports on both sides, everything between them real."""
 
 import asyncio
+import contextlib
 import json
 import random
 import time
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from balancer.ledger import WIDTH, Ledger
@@ -63,8 +65,72 @@ class FakeTransport:
         return self.extra.get(name)
 
 
+class Dial:
+    """A connection that is being made, and the task that waits for it: it comes, or fails, when the test says so."""
+
+    def __init__(self, connecting: Coroutine[None, None, None]) -> None:
+        self._connecting = connecting
+        self._connecting.send(None)
+        self.pending = True
+
+    def _go_on(self, how: Callable[[], object]) -> None:
+        self.pending = False
+        with contextlib.suppress(StopIteration, asyncio.CancelledError):
+            how()
+
+    def reach(self) -> None:
+        """The engine took it."""
+        self._go_on(lambda: self._connecting.send(None))
+
+    def refuse(self) -> None:
+        """The engine did not."""
+        self._go_on(lambda: self._connecting.throw(ConnectionRefusedError()))
+
+    def cancel(self) -> None:
+        """As of a task."""
+        self._go_on(lambda: self._connecting.throw(asyncio.CancelledError()))
+
+
+class _Turn:
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+class FakeLoop:
+    """What a plane needs of a loop. Remembers what was left for later and what was reported."""
+
+    def __init__(self) -> None:
+        self.dials: list[Dial] = []
+        self.soon: list[Callable[[], None]] = []
+        self.reports: list[str] = []
+
+    def create_task(self, coroutine: Coroutine[None, None, None]) -> Dial:
+        self.dials.append(Dial(coroutine))
+        return self.dials[-1]
+
+    async def create_connection(
+        self, factory: Callable[[], EngineConnection], *_: object, **__: object
+    ) -> tuple[FakeTransport, EngineConnection]:
+        await _Turn()
+        transport, connection = FakeTransport(), factory()
+        connection.connection_made(transport)  # type: ignore[arg-type]
+        return transport, connection
+
+    def call_soon(self, callback: Callable[..., None], *args: object) -> None:
+        self.soon.append(lambda: callback(*args))
+
+    def call_exception_handler(self, context: dict[str, str]) -> None:
+        self.reports.append(repr(context))
+
+    def turn(self) -> None:
+        """Does what was left for later."""
+        soon, self.soon = self.soon, []
+        for callback in soon:
+            callback()
+
+
 class Bench:
-    """A plane with three engines, each with kept connections, so that nothing needs a loop."""
+    """A plane with three engines, each with kept connections; further ones are made at the test's word."""
 
     def __init__(self, limits: Limits | None = None, engines: int = 3, kept: int = 4, theirs: str = "theirs") -> None:
         self.cells = [0] * WIDTH * len(ENGINES)
@@ -73,9 +139,13 @@ class Bench:
         names = ENGINES[:engines]
         fleet = Fleet(tuple(Instance(cell, name) for cell, name in enumerate(names)))
         self.router.update(Table(1, {"m": fleet}), self.now)
-        loop = asyncio.new_event_loop()
-        loop.close()
-        self.plane = Plane(worker=0, router=self.router, loop=loop, connections_elsewhere=lambda: 0)
+        self.loop = FakeLoop()
+        self.plane = Plane(
+            worker=0,
+            router=self.router,
+            loop=self.loop,  # type: ignore[arg-type]
+            connections_elsewhere=lambda: 0,
+        )
         upstreams = {cell: Upstream(cell, name, "127.0.0.1", 9000 + cell, theirs) for cell, name in enumerate(names)}
         site = Site("ams", limits or Limits(), {"m": "m", "alias": "m"}, {"m": upstreams}, b"secret")
         self.plane.configure(site, self.now)

@@ -30,7 +30,7 @@ def test_statuses() -> None:
     expected = {
         "ProxyError": 500, "BadRequest": 400, "ParseReject": 400, "NotFound": 404, "ModelNotFound": 404, "NotAllowed": 405,
         "RequestTimeout": 408, "TooLarge": 413, "Overloaded": 429, "OutOfResources": 503, "UpstreamError": 502,
-        "StreamBroken": 502, "NoInstance": 503, "UpstreamTimeout": 504,
+        "StreamBroken": 502, "Fault": 500, "NoInstance": 503, "UpstreamTimeout": 504,
     }  # fmt: skip
     assert expected == {kind.__name__: kind.status for kind in tree(errors.ProxyError)}
     outcomes = {"client_gone", "shed", "upstream_error", "timeout", "bad_request"}

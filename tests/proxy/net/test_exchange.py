@@ -2,14 +2,29 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.model import Outcome
-from tests.support.plane import DONE, EVENT, LAST, STREAM_HEAD, USAGE, Bench, answer, body_of, chunk, post
+from proxy.net.engine import EngineConnection
+from proxy.net.site import Upstream
+from tests.support.plane import (
+    DONE,
+    EVENT,
+    LAST,
+    STREAM_HEAD,
+    USAGE,
+    Bench,
+    FakeTransport,
+    answer,
+    body_of,
+    chunk,
+    post,
+)
 
 SECOND = 1_000_000_000
+UNSENDABLE = "\ud800"  # a name that no request can be made with: no config has it, it stands for any fault of ours
 
 
 def records(bench: Bench) -> list[tuple[str, int]]:
@@ -177,36 +192,111 @@ def test_who_does_not_read_stops_nobody_elses_answer(known: bool) -> None:
 
 
 MOVES = st.lists(
-    st.sampled_from(["head", "event", "end", "lost", "error", "garbage", "gone", "stall", "busy"]), max_size=8
+    st.sampled_from(
+        ["head", "event", "end", "lost", "error", "garbage", "gone", "stall", "busy", "reach", "refuse", "turn"]
+    ),
+    max_size=8,
 )
 
 
-@given(MOVES, st.booleans())
-def test_nothing_is_left_behind(moves: list[str], stream: bool) -> None:  # noqa: C901  a list of moves
-    """Any order of good and bad events: one outcome, and every count is back at 0."""
-    bench = Bench()
+def engine_moves(connection: EngineConnection, move: str) -> None:
+    """What an engine does to the connection that carries a request."""
+    if move == "head" and not connection.begun:
+        connection.data_received(STREAM_HEAD)
+    elif move == "event" and connection.begun:
+        connection.data_received(chunk(EVENT))
+    elif move == "end" and connection.begun:
+        connection.data_received(LAST)
+    elif move == "lost":
+        connection.connection_lost(ConnectionResetError())
+    elif move in ("error", "busy") and not connection.begun:
+        connection.data_received(answer(b"", 500 if move == "error" else 429))
+    elif move == "garbage":
+        connection.data_received(b"\x00\r\n\r\n")
+
+
+@given(MOVES, st.booleans(), st.integers(0, 2), st.sampled_from(["theirs", UNSENDABLE]))
+def test_nothing_is_left_behind(moves: list[str], stream: bool, kept: int, theirs: str) -> None:
+    """Any order of good and bad events, on kept connections and fresh ones: one outcome, and every count is back at 0."""
+    bench = Bench(kept=kept, theirs=theirs)
     client, _ = bench.client()
     client.data_received(post(stream=stream))
     for move in [*moves, "gone"]:
-        if client.exchange is None:
+        exchange = client.exchange
+        if exchange is None:
             break
-        connection, _ = bench.engine_of(client)
-        if move == "head" and not connection.begun:
-            connection.data_received(STREAM_HEAD)
-        elif move == "event" and connection.begun:
-            connection.data_received(chunk(EVENT))
-        elif move == "end" and connection.begun:
-            connection.data_received(LAST)
-        elif move == "lost":
-            connection.exchange = None
-            client.exchange.failed(Outcome.RESET, bench.now)
-        elif move in ("error", "busy") and not connection.begun:
-            connection.data_received(answer(b"", 500 if move == "error" else 429))
-        elif move == "garbage":
-            connection.data_received(b"\x00\r\n\r\n")
-        elif move == "stall":
+        if move == "stall":
             client.tick(bench.now + 400 * SECOND)
         elif move == "gone":
             client.connection_lost(None)
+        elif move == "turn":
+            bench.loop.turn()
+        elif exchange.connection is not None:
+            if exchange.connection.exchange is exchange:
+                engine_moves(exchange.connection, move)
+        elif move == "reach":
+            bench.loop.dials[-1].reach()
+        elif move == "refuse":
+            bench.loop.dials[-1].refuse()
+    bench.loop.turn()
     assert 1 == len(bench.plane.take_records())
     assert bench.clean
+    assert not any(dial.pending for dial in bench.loop.dials)
+    idle = sum(len(pool.idle) for pool in bench.plane.pools.values())
+    assert idle <= 3 * kept + 1
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_fault_of_ours_ends_one_request(kept: int) -> None:
+    """What cannot be sent, against all expectation, is answered; its connection is closed; no byte of it is reported."""
+    bench = Bench(engines=1, kept=kept, theirs=UNSENDABLE)
+    client, transport = bench.client()
+    client.data_received(post(prompt="secret") + b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n")
+    if not kept:
+        bench.loop.dials[0].reach()
+    assert client.exchange is not None
+    connection, engine = bench.engine_of(client)
+    assert b"" == transport.written
+    bench.loop.turn()
+    assert transport.written.startswith(b"HTTP/1.1 500")
+    assert b"HTTP/1.1 200" in transport.written
+    assert engine.aborted
+    connection.connection_lost(None)
+    assert [] == bench.plane.pools[0].idle
+    assert ["UnicodeEncodeError" in report and "secret" not in report for report in bench.loop.reports] == [True]
+    assert [("upstream_error", 500)] == records(bench)
+    assert bench.clean
+
+
+@pytest.mark.parametrize("upstreams", [Bench(theirs=UNSENDABLE).plane.site.upstreams, {"m": {}}])
+def test_a_fault_of_ours_in_the_queue_is_nobody_elses(upstreams: dict[str, dict[int, Upstream]]) -> None:
+    """Whose answer makes room for requests that cannot be sent gets it whole; each of them ends alone."""
+    bench = Bench(engines=1, kept=2)
+    first, transport = bench.client()
+    first.data_received(post(prompt="x" * 60_000))
+    queued = [bench.client() for _ in range(600)]
+    for client, _ in queued:
+        client.data_received(post(prompt="hi"))
+    assert 600 == bench.plane.waiting
+    connection, _ = bench.engine_of(first)
+    bench.plane.configure(msgspec.structs.replace(bench.plane.site, upstreams=upstreams), bench.now)
+    connection.data_received(answer())
+    assert transport.written.startswith(b"HTTP/1.1 200")
+    while bench.loop.soon:
+        bench.loop.turn()
+        for dial in bench.loop.dials:
+            if dial.pending:
+                dial.reach()
+    assert {b"HTTP/1.1 500"} == {told.written[:12] for _, told in queued}
+    assert bench.clean
+
+
+def test_a_fresh_connection_may_be_lost_before_it_carries_anything() -> None:
+    """Between its making and the sending nothing is known of it yet."""
+    bench = Bench(kept=0)
+    connection = EngineConnection(bench.plane, bench.plane.pools[0])
+    connection.connection_made(FakeTransport())  # type: ignore[arg-type]
+    connection.connection_lost(None)
+    connection.release()
+    assert connection.transport.is_closing()
+    assert 0 == bench.plane.engine_connections
