@@ -311,7 +311,9 @@ class Client(asyncio.Protocol):
         )  # fmt: skip
         if request_id:
             extra += b"x-request-id: %b\r\n" % request_id.encode()
-        answer = heads.own(error.http_status, body, self.plane.date, extra) + body
+        answer = heads.own(error.http_status, body, self.plane.date, extra)
+        if head is None or head.method != b"HEAD":
+            answer += body
         self.transport.write(answer)
         return len(answer)
 

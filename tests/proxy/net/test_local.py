@@ -5,12 +5,13 @@ import json
 import pytest
 
 from balancer.model import Table
+from proxy.core.settings import Limits
 from tests.support.plane import Bench, post
 
 
-def get(bench: Bench, path: bytes, method: bytes = b"GET") -> tuple[int, bytes]:
+def get(bench: Bench, path: bytes, method: bytes = b"GET", lines: bytes = b"") -> tuple[int, bytes]:
     client, transport = bench.client()
-    client.data_received(method + b" " + path + b" HTTP/1.1\r\nhost: a\r\n\r\n")
+    client.data_received(method + b" " + path + b" HTTP/1.1\r\nhost: a\r\n" + lines + b"\r\n")
     head, _, body = transport.written.partition(b"\r\n\r\n")
     return int(head.split(b" ", 2)[1]), body
 
@@ -24,9 +25,31 @@ def test_models() -> None:
     assert 404 == get(bench, b"/v1/models/nobody")[0]
 
 
-def test_head() -> None:
-    """HEAD is GET without the body."""
-    assert (200, b"") == get(Bench(), b"/v1/models", b"HEAD")
+@pytest.mark.parametrize(
+    "path",
+    [b"/v1/models", b"/v1/models/m", b"/v1/models/nobody", b"/v1/chat/completions", b"/nothing", b"/livez", b"/readyz"],
+)
+@pytest.mark.parametrize("draining", [False, True])
+def test_head(path: bytes, draining: bool) -> None:
+    """HEAD is GET without the body, errors too: on a kept connection a body would be the next answer's beginning."""
+    bench = Bench()
+    bench.plane.draining = draining
+    answers = []
+    for method in (b"GET", b"HEAD"):
+        client, transport = bench.client()
+        client.data_received(method + b" " + path + b" HTTP/1.1\r\nhost: a\r\nx-request-id: 1\r\n\r\n")
+        assert draining is (transport.closed or transport.eof)
+        head, end, body = transport.written.partition(b"\r\n\r\n")
+        answers.append((head.replace(b"HEAD", b"GET"), end, body))
+    (got, *_, body), told = answers
+    same = got if b"405" not in got else told[0]  # a 405 names the method, in the body
+    assert (same, b"\r\n\r\n", b"") == told
+    assert body
+
+
+def test_head_of_what_is_too_large() -> None:
+    """An error that closes has no body for HEAD either."""
+    assert (413, b"") == get(Bench(Limits(body_bytes=1)), b"/livez", b"HEAD", b"content-length: 2\r\n")
 
 
 def test_readiness() -> None:
