@@ -35,8 +35,8 @@ class Client(asyncio.Protocol):
     """One client connection (asyncio and llhttp call its methods)."""
 
     __slots__ = (
-        "accepted", "address", "advancing", "body", "buffer", "complete", "exchange", "fields", "head", "keep_alive", "lingering",
-        "on_body", "origin", "parser", "paused", "plane", "reading", "since", "transport", "url",
+        "accepted", "address", "advancing", "around", "body", "buffer", "complete", "exchange", "fields", "head", "keep_alive",
+        "lingering", "on_body", "origin", "parser", "paused", "plane", "reading", "since", "transport", "url",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -55,6 +55,7 @@ class Client(asyncio.Protocol):
         self.advancing = False
         self.paused = False  # the client does not read its answer
         self.reading = True
+        self.around = 0  # bytes since the last of a chunked body: llhttp gathers a trailer's line without a limit
         self.lingering = False  # refused; its bytes are thrown away
         self.since = self.accepted = 0
         self.address = ""
@@ -128,7 +129,10 @@ class Client(asyncio.Protocol):
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name, value))
+        if self.head is None:
+            self.fields.append((name, value))
+        else:  # a trailer, of which only the size matters
+            self.head.size += len(name) + len(value) + 4
 
     def on_message_complete(self) -> None:
         self.complete = True
@@ -217,7 +221,7 @@ class Client(asyncio.Protocol):
         self._feed(plain)
 
     def _read_body(self) -> bool:
-        head = self.head
+        head, limits = self.head, self.plane.limits
         assert head is not None  # noqa: S101
         self.since = clock.now()
         while self.buffer and not self.complete:
@@ -230,9 +234,15 @@ class Client(asyncio.Protocol):
             else:
                 end = head.length - len(self.body)
             data, self.buffer = self.buffer[:end], self.buffer[end:]
+            before = len(self.body)
             self._feed(data)
-            if len(self.body) > self.plane.limits.body_bytes:
+            if len(self.body) > limits.body_bytes:
                 raise self._too_large()
+            self.around = self.around + len(data) if len(self.body) == before else 0
+            if max(head.size, self.around) > limits.header_bytes:
+                raise ParseReject(
+                    "header_bytes", f"A head and its trailers have {limits.header_bytes} bytes at most.", 431
+                )
         return self.complete
 
     def _too_large(self) -> errors.TooLarge:
@@ -266,6 +276,7 @@ class Client(asyncio.Protocol):
         if self.url:  # it came the long way
             self.fields = []
             self.url = b""
+            self.around = 0
             self.body.clear()
 
     def done(self) -> None:

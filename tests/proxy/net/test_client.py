@@ -57,6 +57,79 @@ def test_chunked_and_pipelined(size: int) -> None:
     assert bench.clean
 
 
+def trailed(*lines: bytes, end: bytes = b"\r\n") -> bytes:
+    """A chunked request with these lines after its body."""
+    return chunked(b'{"model":"m"}')[:-2] + b"".join(line + b"\r\n" for line in lines) + end
+
+
+@pytest.mark.parametrize("size", [1, 5, 100_000])
+def test_trailers_are_ignored(size: int) -> None:
+    """Lines after a chunked body say nothing of this request, nor of the next."""
+    bench = Bench()
+    client, transport = bench.client()
+    lines = (
+        b"x-request-id: late",
+        b"authorization: Bearer late",
+        b"upgrade: h2c",
+        b"host: other",
+    )
+    wire = trailed(*lines)
+    for start in range(0, len(wire), size):
+        client.data_received(wire[start : start + size])
+    connection, engine = bench.engine_of(client)
+    assert b"late" not in engine.written
+    assert b"other" not in engine.written
+    connection.data_received(answer())
+    client.data_received(post(head=b"x-request-id: 2\r\n"))
+    connection, engine = bench.engine_of(client)
+    assert b"x-request-id: 2\r\n" in engine.written
+    connection.data_received(answer())
+    assert 2 == transport.written.count(b"HTTP/1.1 200")
+    first, _ = bench.plane.take_records()
+    assert len(wire) > first.bytes_in > sum(map(len, lines))
+
+
+LINES = [b"x%d: %b" % (n, b"y" * 90) for n in range(20)]
+
+
+@pytest.mark.parametrize("size", [1, 100, 100_000])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        trailed(*LINES),
+        trailed(*LINES, end=b""),
+        trailed(b"x: " + b"y" * 2000, end=b""),
+        trailed()[:-2] + b"y" * 2000,
+        chunked()[:-5] + b"1;" + b"x" * 2000,
+        chunked(b"a")[:-5] + b"1" + b";x=y" * 500,
+    ],
+    ids=["many", "without end", "a value", "a name", "an extension", "extensions"],
+)
+def test_trailers_are_bounded(wire: bytes, size: int) -> None:
+    """What stands around a chunked body is limited as the head is, and is not gathered."""
+    bench = Bench(Limits(header_bytes=1000))
+    client, transport = bench.client()
+    for start in range(0, len(wire), size):
+        client.data_received(wire[start : start + size])
+    if not transport.eof:  # what came in one piece with bytes of the body is not counted, but once
+        client.data_received(b"y" * 2000)
+    assert 431 == status_of(transport.written)
+    assert 1 == bench.plane.counters["headrace_parse_rejects_total|header_bytes"]
+    assert transport.eof
+    assert ["bad_request"] == [record.outcome for record in bench.plane.take_records()]
+
+
+def test_many_small_chunks_are_no_trailers() -> None:
+    """The framing of a long body may be longer than a head."""
+    bench = Bench(Limits(header_bytes=1000))
+    client, _ = bench.client()
+    body = b'{"model":"m"%b}' % (b" " * 3000)
+    wire = chunked(*(body[at : at + 1] for at in range(len(body))))
+    for start in range(0, len(wire), 3):
+        client.data_received(wire[start : start + 3])
+    assert client.exchange is not None
+
+
 @pytest.mark.parametrize(
     ("wire", "status", "rule"),
     [
