@@ -74,7 +74,7 @@ def read_answer(headers: Headers) -> Answer:
         if low in _DROPPED:
             continue
         if low == b"connection":
-            connection = value
+            connection = connection + b"," + value if connection else value
             continue
         if low == b"content-type":
             events = value[:17].lower() == b"text/event-stream"

@@ -64,6 +64,10 @@ class Pool:
         self.idle.clear()
 
 
+class Uncertain(Exception):
+    """An answer's framing is not what we read; llhttp makes its own error of it."""
+
+
 class EngineConnection(asyncio.Protocol):
     """One connection to one engine (asyncio and llhttp call its methods)."""
 
@@ -230,7 +234,7 @@ class EngineConnection(asyncio.Protocol):
             self.keep = False  # a second answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.complete:  # else they are a second answer's, and must not pass for this one's
+        if not self.status:  # else it is a trailer, or a second answer's, and must not pass for this head's
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -238,10 +242,18 @@ class EngineConnection(asyncio.Protocol):
         status = self.parser.get_status_code()
         if status < 200 or self.complete:
             return
+        framed = status in (204, 304)
+        coded = False
+        for name, value in self.headers:
+            low = name.lower()
+            if low == b"transfer-encoding":
+                if coded or value.lower() != b"chunked":
+                    raise Uncertain  # llhttp takes it, and what remains coded would go on as if it were not
+                framed = coded = True
+            elif low == b"content-length":
+                framed = True
         self.status = status
-        self.framed = status in (204, 304) or any(
-            name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers
-        )
+        self.framed = framed
 
     def on_chunk_header(self) -> None:
         self.between = False

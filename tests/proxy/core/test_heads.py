@@ -73,6 +73,15 @@ def test_what_goes_on_to_the_client() -> None:
     assert b"Server: uvicorn\r\n" == heads.read_answer(fields).passed
 
 
+def test_several_connection_lines() -> None:
+    """Each may name lines for us alone."""
+    fields = [
+        (b"Connection", b"X-Hop"), (b"X-Hop", b"1"), (b"connection", b"close"), (b"X-Own", b"2"), (b"Connection", b"x-other"),
+        (b"X-Other", b"3"),
+    ]  # fmt: skip
+    assert b"X-Own: 2\r\n" == heads.read_answer(fields).passed
+
+
 def test_to_client() -> None:
     """Where it came from, after how many attempts, and where the time went."""
     answer = heads.read_answer([(b"Content-Type", b"application/json"), (b"Content-Length", b"2")])

@@ -38,6 +38,65 @@ def test_doubt_closes(head: bytes) -> None:
     assert aborted
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"transfer-encoding: gzip, chunked\r\n",
+        b"transfer-encoding: gzip\r\n",
+        b"transfer-encoding: identity\r\n",
+        b"transfer-encoding: chunked, chunked\r\n",
+        b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+        b"transfer-encoding: chunked\r\ntransfer-encoding: gzip\r\n",
+        b"transfer-encoding: chunked\t\r\n",
+        b"transfer-encoding:\r\n",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_other_codings_are_garbage(lines: bytes, size: int) -> None:
+    """A body that we could not read is not passed on as if we had: another instance answers."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, engine = bench.engine_of(client)
+    wire = b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n" + chunk(b"ok") + LAST
+    for start in range(0, len(wire), size):
+        if connection.exchange is not None:
+            connection.data_received(wire[start : start + size])
+    assert engine.aborted
+    assert b"" == transport.written
+    bench.engine_of(client)[0].data_received(answer())
+    (record,) = bench.plane.take_records()
+    assert ["garbage", "ok"] == [attempt.outcome for attempt in record.attempts]
+    assert bench.clean
+
+
+@pytest.mark.parametrize("value", [b"chunked", b"Chunked", b"CHUNKED"])
+def test_chunked_in_any_case(value: bytes) -> None:
+    """The one coding that there is."""
+    _, aborted, written = serve(b"HTTP/1.1 200 OK\r\ntransfer-encoding: %b\r\n\r\n" % value + chunk(b"ok") + LAST)
+    assert b"ok" == body_of(written)
+    assert not aborted
+
+
+@pytest.mark.parametrize("cut", [0, 20, -1])
+def test_an_engines_trailers_are_no_head(cut: int) -> None:
+    """Lines after the body do not go on, be they in one piece with the head; nor do those of a 1xx."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, engine = bench.engine_of(client)
+    head = b"HTTP/1.1 103 Early Hints\r\nx-early: 1\r\n\r\nHTTP/1.1 200 OK\r\nx-own: 1\r\n"
+    body = b"transfer-encoding: chunked\r\n\r\n" + chunk(b"ok") + b"0\r\nx-late: 1\r\nconnection: x-own\r\n\r\n"
+    wire = head + body
+    for piece in (wire[:cut], wire[cut:]):
+        if piece:
+            connection.data_received(piece)
+    told = transport.written.partition(b"\r\n\r\n")[0]
+    assert (1, 0, 0) == (told.count(b"x-own"), told.count(b"x-late"), told.count(b"x-early"))
+    assert b"ok" == body_of(transport.written)
+    assert not engine.aborted
+
+
 def test_a_second_answer_is_not_delivered() -> None:
     """Bytes beyond the answer reach nobody, and the connection is closed."""
     bench = Bench()
