@@ -1,6 +1,7 @@
 """What a worker answers by itself: the list of models, liveness and readiness, and what is not served here."""
 
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
 
 import msgspec
 
@@ -33,7 +34,7 @@ def answer(plane: "Plane", head: Head) -> Answer:
         models = [_model(plane, name) for name in sorted(plane.site.names)]
         return Answer(200, msgspec.json.encode({"object": "list", "data": models}))
     if path.startswith(b"/v1/models/"):
-        name = path[len(b"/v1/models/") :].decode("latin-1")
+        name = unquote(path[len(b"/v1/models/") :])
         if name not in plane.site.names:
             raise errors.ModelNotFound(name, sorted(plane.site.names))
         return Answer(200, msgspec.json.encode(_model(plane, name)))

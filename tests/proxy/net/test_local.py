@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from balancer.model import Table
@@ -23,6 +24,29 @@ def test_models() -> None:
     assert (200, ["alias", "m"]) == (status, [model["id"] for model in json.loads(body)["data"]])
     assert "alias" == json.loads(get(bench, b"/v1/models/alias")[1])["id"]
     assert 404 == get(bench, b"/v1/models/nobody")[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (b"org/name", "org/name"), (b"org%2Fname", "org/name"), (b"org%2fname?x=%2F", "org/name"), (b"%6D", "m"),
+        (b"a%20b%2Bc+d", "a b+c+d"), (b"%E6%BC%A2", "漢"), (b"50%25", "50%"), (b"50%", "50%"),
+    ],
+)  # fmt: skip
+def test_a_models_name_in_a_path(path: bytes, name: str) -> None:
+    """It is percent-encoded there, and may hold a slash, encoded or not."""
+    bench = Bench()
+    bench.plane.configure(msgspec.structs.replace(bench.plane.site, names={name: "m"}), bench.now)
+    status, body = get(bench, b"/v1/models/" + path)
+    assert (200, name) == (status, json.loads(body).get("id"))
+
+
+@pytest.mark.parametrize("path", [b"%FF", b"org%252Fname", b"%00", b""])
+def test_no_models_name_in_a_path(path: bytes) -> None:
+    """Whatever a path holds, what is no model's name is a 404: it is decoded once."""
+    bench = Bench()
+    bench.plane.configure(msgspec.structs.replace(bench.plane.site, names={"org/name": "m"}), bench.now)
+    assert 404 == get(bench, b"/v1/models/" + path)[0]
 
 
 @pytest.mark.parametrize(
