@@ -23,6 +23,23 @@ def serve(wire: bytes) -> tuple[Bench, bool, bytes]:
     return bench, engine.aborted, transport.written
 
 
+def refused(wire: bytes, size: int) -> None:
+    """Asserts that an engine's answer is garbage, in pieces of `size`: another instance's turn."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, engine = bench.engine_of(client)
+    for start in range(0, len(wire), size):
+        if connection.exchange is not None:
+            connection.data_received(wire[start : start + size])
+    assert engine.aborted
+    assert b"" == transport.written
+    bench.engine_of(client)[0].data_received(answer())
+    (record,) = bench.plane.take_records()
+    assert ["garbage", "ok"] == [attempt.outcome for attempt in record.attempts]
+    assert bench.clean
+
+
 def test_byte_by_byte() -> None:
     """An answer in single bytes arrives whole, and its connection is kept."""
     bench, aborted, written = serve(answer(b"hello"))
@@ -31,11 +48,28 @@ def test_byte_by_byte() -> None:
     assert bench.clean
 
 
-@pytest.mark.parametrize("head", [b"connection: close\r\n", b"transfer-encoding: chunked\r\ncontent-length: 4\r\n"])
-def test_doubt_closes(head: bytes) -> None:
-    """Who says close, or frames in two ways, is not used again."""
-    _, aborted, _ = serve(b"HTTP/1.1 200 OK\r\n" + head + b"content-length: 2\r\n\r\nok")
+def test_doubt_closes() -> None:
+    """Who says close is not used again."""
+    _, aborted, written = serve(answer(b"ok", head=b"connection: close\r\n"))
     assert aborted
+    assert b"ok" == body_of(written)
+
+
+@pytest.mark.parametrize(
+    ("lines", "body"),
+    [
+        (b"transfer-encoding: chunked\r\ncontent-length: 2\r\n", chunk(b"ok") + LAST),
+        (b"content-length: 12\r\ntransfer-encoding: chunked\r\n", chunk(b"ok") + LAST),
+        (b"content-length: 2\r\ncontent-length: 3\r\n", b"ok"),
+        (b"content-length: 2\r\ncontent-length: 2\r\n", b"ok"),
+        (b"content-length: 2, 2\r\n", b"ok"),
+        (b"content-length: +2\r\n", b"ok"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_two_framings_are_garbage(lines: bytes, body: bytes, size: int) -> None:
+    """Who frames in two ways is not used again, and nothing of it goes on."""
+    refused(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n" + body, size)
 
 
 @pytest.mark.parametrize(
@@ -53,21 +87,8 @@ def test_doubt_closes(head: bytes) -> None:
 )
 @pytest.mark.parametrize("size", [1, 1000])
 def test_other_codings_are_garbage(lines: bytes, size: int) -> None:
-    """A body that we could not read is not passed on as if we had: another instance answers."""
-    bench = Bench()
-    client, transport = bench.client()
-    client.data_received(post())
-    connection, engine = bench.engine_of(client)
-    wire = b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n" + chunk(b"ok") + LAST
-    for start in range(0, len(wire), size):
-        if connection.exchange is not None:
-            connection.data_received(wire[start : start + size])
-    assert engine.aborted
-    assert b"" == transport.written
-    bench.engine_of(client)[0].data_received(answer())
-    (record,) = bench.plane.take_records()
-    assert ["garbage", "ok"] == [attempt.outcome for attempt in record.attempts]
-    assert bench.clean
+    """A body that we could not read is not passed on as if we had."""
+    refused(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n" + chunk(b"ok") + LAST, size)
 
 
 @pytest.mark.parametrize("value", [b"chunked", b"Chunked", b"CHUNKED"])
