@@ -146,6 +146,8 @@ class Agent:
                 await self.admin.configure(config.admin)
             except (OSError, ValueError) as error:
                 self.control.send(Failed(message.generation, str(error)))
+                if self.config is None:  # nothing to go on with: what was half renewed may be whole at the next start
+                    self.end(1)
                 return
             self.config, self.cells, self.generation = config, message.cells, message.generation
             self.kept.configure(config, archive)

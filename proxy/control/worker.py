@@ -144,7 +144,7 @@ class Worker:
             site = sites.build(config, message.cells, message.secret)
             tls = sites.server_context(config.tls) if config.tls is not None else None
         except (OSError, ValueError) as error:
-            self.control.send(Failed(message.generation, str(error)))
+            self._fail(message.generation, str(error))
             return
         limits = config.limits
         self.router.configure(config.balancing, limits.queue, int(limits.queue_timeout * SECOND))
@@ -156,12 +156,21 @@ class Worker:
             try:
                 await self.listener.open(tls)
             except OSError as error:
-                self.control.send(Failed(message.generation, f"cannot accept: {error}"))
+                self._fail(message.generation, f"cannot accept: {error}")
                 return
         if not self.settled:
             settle_garbage()
             self.settled = True
         self.control.send(Ready(message.generation))
+
+    def _fail(self, generation: int, problem: str) -> None:
+        """Says why a config is not in force. The one before it stays; a worker that has none ends: a certificate that was
+        half renewed may be whole when the supervisor starts the next.
+        """
+        assert self.control is not None  # noqa: S101
+        self.control.send(Failed(generation, problem))
+        if not self.settled:
+            self._end(1)
 
     async def _drain(self) -> None:
         log.info("worker %d drains, %d requests in flight", self.number, self.plane.active)

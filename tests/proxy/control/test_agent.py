@@ -147,6 +147,19 @@ def test_a_config_that_cannot_be() -> None:
         assert isinstance(control.sent[-1], Failed)
         assert (2, 1) == (control.sent[-1].generation, agent.generation)
         assert agent.probes == {A.url: before}
+        assert not agent.done.done()
+
+    with_agent(talk)
+
+
+def test_without_any_config_it_ends() -> None:
+    """A first config that fails leaves nothing to go on with: it says why and exits with 1, so that a later start tries."""
+
+    async def talk(agent: Agent, control: Told) -> None:
+        tls = EngineTls(ca="/nowhere/ca.pem")
+        await configure(agent, 1, msgspec.structs.replace(A, url=A.url.replace("http", "https"), tls=tls))
+        assert isinstance(control.sent[-1], Failed)
+        assert 1 == await asyncio.wait_for(agent.done, 5)
 
     with_agent(talk)
 

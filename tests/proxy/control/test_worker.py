@@ -325,6 +325,19 @@ def test_bad_config_changes_nothing(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_without_any_config_it_ends(tmp_path: Path) -> None:
+    """A first config that fails leaves nothing to serve: it says why and exits with 1, so that a later start tries again."""
+
+    async def scenario(place: Place) -> None:
+        missing = ServerTls(str(tmp_path / "none.pem"), str(tmp_path / "none.key"))
+        failed = await place.configure(place.config(tls=missing))
+        assert isinstance(failed, Failed)
+        assert "No such file" in failed.problem
+        assert 1 == await place.ended()
+
+    run(tmp_path, scenario)
+
+
 def test_drain(tmp_path: Path) -> None:
     """The stream that runs ends whole, new connections are told to close, the last records arrive, then it exits with 0."""
 
