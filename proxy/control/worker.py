@@ -177,10 +177,10 @@ class Worker:
         self.plane.drain()
         ends = self.loop.time() + self.config_drain
         await asyncio.sleep(DRAIN_LEAST)
-        await self._until(lambda: not self.plane.active, ends)
+        await self._until(lambda: not self.plane.busy, ends)
         self.listener.close()
         await self._until(lambda: not self.plane.expecting, self.loop.time() + LAST_ASKS)
-        await self._until(lambda: not self.plane.active, ends)
+        await self._until(lambda: not self.plane.busy, ends)
         self.plane.close()
         await self._until(lambda: not self.plane.active, self.loop.time() + LAST_TURN)  # what was cut is recorded too
         self._flush()

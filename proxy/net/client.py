@@ -377,6 +377,11 @@ class Client(asyncio.Protocol):
         """Whether it has been accepted and has not asked for anything yet."""
         return self.exchange is None and not self.accepted and not self.lingering
 
+    @property
+    def coming(self) -> bool:
+        """Whether a part of a request is here that has not begun its exchange. What follows the last one does not count."""
+        return (self.head is not None or self.buffer != b"") and not self.transport.is_closing()
+
     def close_if_idle(self) -> None:
         """Closes a kept-alive connection between two requests; one that has not asked yet, or whose next request is
         already here unread, gets its answer first: closing now would reset it.

@@ -102,6 +102,11 @@ class Plane:
         """Whether a client was accepted that has not asked for anything yet."""
         return any(client.fresh for client in self.open_clients)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is in flight, or on its way here."""
+        return self.active > 0 or any(client.coming for client in self.open_clients)
+
     def close(self) -> None:
         """Ends every connection at once."""
         for client in list(self.open_clients):

@@ -32,10 +32,13 @@ from proxy.control.messages import (
     ToAgent,
     ToSupervisor,
 )
-from proxy.control.worker import FULL_BATCH, LATE_LOOK, Worker
+from proxy.control.worker import FULL_BATCH, LAST_WORDS, LATE_LOOK, Worker
 from proxy.core.settings import Limits
+from proxy.net.client import Client
 from tests.proxy.control.test_learned import taught
 from tests.support.http import eventually
+from tests.support.loop import run_virtually
+from tests.support.plane import FakeTransport, post
 from tests.support.process import ROOT
 from tests.support.records import record
 
@@ -469,6 +472,63 @@ def test_descriptors_run_out() -> None:
             assert worker.listener.accepting
 
     asyncio.run(scenario())
+
+
+def connected(worker: Worker) -> tuple[Client, FakeTransport]:
+    """A client of a worker's."""
+    client, transport = worker.plane.client_factory(), FakeTransport()
+    client.connection_made(transport)  # type: ignore[arg-type]
+    return client, transport
+
+
+@pytest.mark.parametrize("cut", [20, -3])
+def test_a_drain_waits_for_requests_that_are_still_coming(cut: int) -> None:
+    """One of which a part is here is answered, once the rest has come."""
+
+    async def scenario() -> None:
+        async with in_process() as worker:
+            client, transport = connected(worker)
+            client.data_received(post()[:cut])
+            worker.on_control(Drain())
+            await asyncio.sleep(worker.config_drain - 1.0)
+            assert not transport.aborted
+            client.data_received(post()[cut:])
+            assert transport.written.startswith(b"HTTP/1.1 404")
+            assert 0 == await worker.done
+            assert worker.loop.time() < worker.config_drain + LAST_WORDS
+
+    run_virtually(scenario())
+
+
+def test_a_drain_does_not_wait_for_ever_for_a_request() -> None:
+    """After `drain_timeout` whoever has not sent all of it is cut off."""
+
+    async def scenario() -> None:
+        async with in_process() as worker:
+            client, transport = connected(worker)
+            client.data_received(post()[:20])
+            worker.on_control(Drain())
+            assert 0 == await worker.done
+            assert transport.aborted
+            assert worker.config_drain <= worker.loop.time() < worker.config_drain + LAST_WORDS
+
+    run_virtually(scenario())
+
+
+def test_a_drain_does_not_wait_for_what_follows_the_last_request() -> None:
+    """The answer said `connection: close`: what was sent behind its request is never looked at."""
+
+    async def scenario() -> None:
+        async with in_process() as worker:
+            client, transport = connected(worker)
+            worker.on_control(Drain())
+            await asyncio.sleep(0)
+            client.data_received(post() + post())
+            assert 1 == transport.written.count(b"HTTP/1.1 404")
+            assert 0 == await worker.done
+            assert worker.loop.time() < 5
+
+    run_virtually(scenario())
 
 
 class Deaf:
