@@ -62,6 +62,7 @@ LAST_WORDS = 2.0  # s that a drained worker waits for its last records to be cou
 LAST_ASKS = 1.0  # s that who was accepted last has for its request
 LAST_TURN = 0.5  # s for requests that were cut to end
 DRAIN_LEAST = 0.2
+POLL = 0.01
 
 
 class Worker:
@@ -189,9 +190,12 @@ class Worker:
         self._end(0)
 
     async def _until(self, holds: Callable[[], bool], ends: float) -> None:
-        """Waits until it holds, but not beyond `ends`. By polling: a drain is rare, and requests should not pay for it."""
+        """Waits until it holds, but not beyond `ends`. By polling: a drain is rare, and requests should not pay for it. Never
+        at once: the loop's turn puts what waits here where the kernel has made room.
+        """
+        await asyncio.sleep(POLL)
         while not holds() and self.loop.time() < ends:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(POLL)
 
     def _end(self, code: int) -> None:
         if not self.done.done():

@@ -382,18 +382,35 @@ class Client(asyncio.Protocol):
         """Whether a part of a request is here that has not begun its exchange. What follows the last one does not count."""
         return (self.head is not None or self.buffer != b"") and not self.transport.is_closing()
 
+    @property
+    def unsent(self) -> bool:
+        """Whether a part of its answers still waits for it to read. Beneath TLS there is a buffer that the transport does not
+        count; while that holds anything the kernel's is not empty.
+        """
+        transport = self.transport
+        if transport.get_write_buffer_size():
+            return True
+        return transport.get_extra_info("sslcontext") is not None and self._kernel_holds(termios.TIOCOUTQ)
+
     def close_if_idle(self) -> None:
         """Closes a kept-alive connection between two requests; one that has not asked yet, or whose next request is
         already here unread, gets its answer first: closing now would reset it.
         """
-        if self.exchange is None and self.head is None and not self.buffer and self.accepted and not self._unread():
+        if (
+            self.exchange is None
+            and self.head is None
+            and not self.buffer
+            and self.accepted
+            and not self._kernel_holds(termios.FIONREAD)
+        ):
             self.transport.close()
 
-    def _unread(self) -> bool:
+    def _kernel_holds(self, which: int) -> bool:
+        """Whether there are bytes in its socket's queue of those that came, or of those that go."""
         connected = self.transport.get_extra_info("socket")
         if connected is None:
             return False
-        return any(fcntl.ioctl(connected.fileno(), termios.FIONREAD, bytes(4)))
+        return any(fcntl.ioctl(connected.fileno(), which, bytes(4)))
 
     def tick(self, now: int) -> None:
         """Once a second: who is silent for too long is told so, or closed."""

@@ -104,8 +104,8 @@ class Plane:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is in flight, or on its way here."""
-        return self.active > 0 or any(client.coming for client in self.open_clients)
+        """Whether a request is in flight or on its way here, or an answer on its way out."""
+        return self.active > 0 or any(client.coming or client.unsent for client in self.open_clients)
 
     def close(self) -> None:
         """Ends every connection at once."""

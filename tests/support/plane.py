@@ -27,6 +27,7 @@ class FakeTransport:
         self.written = b""
         self.closed = self.aborted = self.eof = False
         self.reading = True
+        self.unsent = 0  # bytes of what was written that wait for a peer that does not read
         self.extra: dict[str, Any] = {"peername": ("192.0.2.7", 5555)}
 
     def write(self, data: bytes) -> None:
@@ -60,6 +61,9 @@ class FakeTransport:
 
     def set_write_buffer_limits(self, high: int, low: int) -> None:
         self.limits = (high, low)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def get_extra_info(self, name: str) -> Any:
         return self.extra.get(name)

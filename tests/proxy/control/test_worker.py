@@ -531,6 +531,28 @@ def test_a_drain_does_not_wait_for_what_follows_the_last_request() -> None:
     run_virtually(scenario())
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_drain_waits_for_who_reads_slowly(reads: bool) -> None:
+    """An answer that is whole here is not yet whole there; after `drain_timeout` it is cut off all the same."""
+
+    async def scenario() -> None:
+        async with in_process() as worker:
+            client, transport = connected(worker)
+            worker.on_control(Drain())
+            await asyncio.sleep(0)
+            transport.unsent = 3_000_000
+            client.data_received(b"GET /v1/models HTTP/1.1\r\nhost: h\r\n\r\n")
+            assert transport.closed
+            await asyncio.sleep(worker.config_drain - 5.0)
+            assert not transport.aborted
+            if reads:
+                transport.unsent = 0
+            assert 0 == await worker.done
+            assert reads is (worker.loop.time() < worker.config_drain)
+
+    run_virtually(scenario())
+
+
 class Deaf:
     """An agent's link that takes some messages, then stands still."""
 

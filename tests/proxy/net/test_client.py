@@ -342,6 +342,20 @@ def test_an_unread_request_is_not_reset_by_a_drain() -> None:
         assert transport.closed
 
 
+def test_beneath_tls_only_the_kernel_knows_what_is_unsent() -> None:
+    """The transport says that nothing is, as soon as all is encrypted."""
+    bench = Bench()
+    _, transport = bench.client()
+    here, there = socket.socketpair()
+    with here, there:
+        transport.extra |= {"socket": here, "sslcontext": object()}
+        assert not bench.plane.busy
+        here.send(b"x")
+        assert bench.plane.busy
+        there.recv(1)
+        assert not bench.plane.busy
+
+
 VARYING = re.compile(rb"(x-request-id: |traceparent: )[^\r]*")
 
 
