@@ -283,9 +283,14 @@ class Client(asyncio.Protocol):
         """The exchange has ended: the next request, or the end of the connection."""
         self.exchange = None
         if not self.keep_alive:
-            self.transport.close()
+            self._end(clock.now())
         elif not self.paused:
             self._go_on()
+
+    def _end(self, now: int) -> None:
+        """Closes the connection once all is sent; the sweep sees to it that this does not take for ever."""
+        self.since = now
+        self.transport.close()
 
     def _go_on(self) -> None:
         """Takes up the next request, be it one that came early."""
@@ -415,12 +420,16 @@ class Client(asyncio.Protocol):
     def tick(self, now: int) -> None:
         """Once a second: who is silent for too long is told so, or closed."""
         silence = now - self.since
-        if self.paused and silence > self.plane.deadlines.stream:
+        late = silence > self.plane.deadlines.stream
+        if self.paused and late:
             self.transport.abort()
         elif self.exchange is not None:
             vigil.tick(self.exchange, now)
         elif self.lingering:
             if silence > LINGER_NS:
+                self.transport.abort()
+        elif self.transport.is_closing():  # it asked its last, and has not read all of the answer
+            if late:
                 self.transport.abort()
         elif not self.paused:  # what came meanwhile is not late: it is not looked at
             self._tick_request(silence, now)
@@ -435,4 +444,4 @@ class Client(asyncio.Protocol):
             if silence > deadlines.head:
                 self._reject(errors.RequestTimeout("limits.header_timeout: the request's head did not come in time."))
         elif silence > (FRESH_NS if self.plane.draining else deadlines.idle):
-            self.transport.close()
+            self._end(now)

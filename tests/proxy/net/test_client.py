@@ -433,3 +433,47 @@ def test_who_does_not_read_is_served_nothing_more() -> None:
     client.pause_writing()
     client.tick(client.since + 301 * SECOND)
     assert transport.aborted
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_who_never_reads_the_rest_is_let_go(draining: bool) -> None:
+    """A connection that is closed with a few bytes unread would stay for ever: the kernel waits for its reader."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post(head=b"" if draining else b"connection: close\r\n"))
+    connection, _ = bench.engine_of(client)
+    if draining:
+        bench.plane.drain()
+    client.since -= 400 * SECOND  # it was a long answer
+    connection.data_received(answer())
+    assert transport.closed
+    bench.plane.sweep(client.since + 299 * SECOND)
+    assert not transport.aborted
+    bench.plane.sweep(client.since + 301 * SECOND)
+    assert transport.aborted
+
+
+@pytest.mark.parametrize("behind", [b"", b"GET /livez HTTP/1.1\r\nhost: a\r\n", post()])
+def test_what_follows_a_last_request_is_not_waited_for(behind: bytes) -> None:
+    """A connection that is being closed is told nothing more, whatever came behind its last request."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" + behind)
+    assert transport.closed
+    transport.take()
+    client.tick(client.since + 12 * SECOND)
+    assert (b"", False) == (transport.written, transport.aborted)
+
+
+def test_an_idle_connection_that_does_not_read_is_let_go() -> None:
+    """It is closed for being idle; what it had not read until then it gets its time for."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n")
+    idle = client.since + 76 * SECOND
+    client.tick(idle)
+    assert (True, False) == (transport.closed, transport.aborted)
+    client.tick(idle + 299 * SECOND)
+    assert not transport.aborted
+    client.tick(idle + 301 * SECOND)
+    assert transport.aborted
