@@ -1,10 +1,10 @@
 """Connections to engines: one request at a time each, kept and used again.
 
 Rules. A connection carries one exchange. Bytes that nobody asked for, a second answer, anything that is not HTTP, or any
-doubt where an answer ends closes it. A connection that was kept and is closed before it gave a byte was stale: its
-exchange connects anew. A piece of a begun stream that is exactly one chunk of whole events is not given to llhttp at all:
-its framing is checked to the byte, and is what we would write ourselves. llhttp's `should_keep_alive()` is read inside
-`on_message_complete`: afterwards it is false.
+doubt where an answer ends closes it. A connection that was kept and is lost as soon as it is used, before it gave a byte,
+was stale: its exchange connects anew. One that is lost later was cut by an engine at work. A piece of a begun stream that
+is exactly one chunk of whole events is not given to llhttp at all: its framing is checked to the byte, and is what we would
+write ourselves. llhttp's `should_keep_alive()` is read inside `on_message_complete`: afterwards it is false.
 """
 
 import asyncio
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 HIGH_WATER, LOW_WATER = 65536, 16384
 MAX_IDLE = 1024  # kept connections an engine
 IDLE_NS = 55 * 1_000_000_000  # how long they are kept
+STALE_NS = (
+    1_000_000_000  # how soon after the sending a stale one shows itself: the engine's refusal is a round trip away
+)
 
 
 class Pool:
@@ -216,10 +219,11 @@ class EngineConnection(asyncio.Protocol):
             exchange.ended(b"", now())
             return
         self.exchange = self.steady = None
-        if self.used and not self.head_bytes and not self.begun:
-            exchange.stale(self.pool, now())
+        at = now()
+        if self.used and not self.head_bytes and not self.begun and at - exchange.sent < STALE_NS:
+            exchange.stale(self.pool, at)
         else:
-            exchange.failed(Outcome.RESET, now())
+            exchange.failed(Outcome.RESET, at)
 
     def pause_writing(self) -> None:
         """The request's body waits in the transport's buffer: it is bounded by the body limit."""

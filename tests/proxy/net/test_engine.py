@@ -260,6 +260,24 @@ def test_a_stale_connection_is_made_anew(monkeypatch: pytest.MonkeyPatch, reload
     assert bench.clean
 
 
+def test_who_crashes_over_a_request_was_not_stale() -> None:
+    """A kept connection that is lost long after its request was sent: the instance failed, and another one's turn it is."""
+    bench = Bench()
+    client, _ = bench.client()
+    client.data_received(post())
+    first, _ = bench.engine_of(client)
+    assert client.exchange is not None
+    client.exchange.sent -= 2 * 10**9
+    first.connection_lost(None)
+    second, _ = bench.engine_of(client)
+    assert first.pool is not second.pool
+    assert 1 == bench.router.health.notes[first.pool.upstream.cell].failures
+    second.data_received(answer())
+    (record,) = bench.plane.take_records()
+    assert ["reset", "ok"] == [attempt.outcome for attempt in record.attempts]
+    assert bench.clean
+
+
 def test_old_connections_are_swept() -> None:
     """Kept for too long means closed by the engine soon."""
     bench = Bench(kept=1)
