@@ -9,6 +9,8 @@ can end), so what follows is always the next request's beginning. Pipelined requ
 import asyncio
 import fcntl
 import re
+import socket
+import struct
 import termios
 from typing import TYPE_CHECKING, cast
 
@@ -28,6 +30,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 PIPELINED = 65536  # bytes of later requests kept while one is in flight
 LINGER_NS = 2_000_000_000  # how long a refused sender is listened to, so that it gets to read why
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r]*", re.IGNORECASE)
+RESET = struct.pack("ii", 1, 0)  # linger for no time: without it the kernel ends an aborted connection like any other
 FRESH_NS = 1_000_000_000  # how long a connection that has not asked yet may take for it while the worker drains
 
 
@@ -292,6 +295,13 @@ class Client(asyncio.Protocol):
         self.since = now
         self.transport.close()
 
+    def reset(self) -> None:
+        """Ends the connection at once, and so that its client cannot take that for the answer's end."""
+        connected = self.transport.get_extra_info("socket")
+        if connected is not None:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
+
     def _go_on(self) -> None:
         """Takes up the next request, be it one that came early."""
         self.since = clock.now()
@@ -422,7 +432,7 @@ class Client(asyncio.Protocol):
         silence = now - self.since
         late = silence > self.plane.deadlines.stream
         if self.paused and late:
-            self.transport.abort()
+            self.reset()
         elif self.exchange is not None:
             vigil.tick(self.exchange, now)
         elif self.lingering:
@@ -430,7 +440,7 @@ class Client(asyncio.Protocol):
                 self.transport.abort()
         elif self.transport.is_closing():  # it asked its last, and has not read all of the answer
             if late:
-                self.transport.abort()
+                self.reset()
         elif not self.paused:  # what came meanwhile is not late: it is not looked at
             self._tick_request(silence, now)
 

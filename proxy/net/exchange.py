@@ -304,7 +304,8 @@ class Exchange(msgspec.Struct, eq=False):
             f"The engine {self.upstream.name} failed in the middle of its answer ({outcome})."
         )
         self.plane.count("headrace_stream_interruptions_total|engine:" + outcome)
-        self.relay.break_off(self.error.event())
+        if not self.relay.break_off(self.error.event()) and not self.head.minor:
+            self.client.reset()
         self._close("timeout" if outcome is Outcome.STALLED else "upstream_error", now)
         self.client.keep_alive = False
         self.client.done()

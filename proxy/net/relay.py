@@ -125,10 +125,14 @@ class Relay:
         line = b": waiting\n"
         self.write(b"%x\r\n%b\r\n" % (len(line), line) if self.chunked else line)
 
-    def break_off(self, event: bytes) -> None:
-        """Says inside the stream what went wrong. The chunked body is left unfinished on purpose: it is not whole."""
-        if self.commentable:
-            self.write(b"%x\r\n%b\r\n" % (len(event), event) if self.chunked else event)
+    def break_off(self, event: bytes) -> bool:
+        """Says inside the stream what went wrong; False if it cannot. The chunked body is left unfinished on purpose: it is
+        not whole.
+        """
+        if not self.commentable:
+            return False
+        self.write(b"%x\r\n%b\r\n" % (len(event), event) if self.chunked else event)
+        return True
 
     @property
     def commentable(self) -> bool:

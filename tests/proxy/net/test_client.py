@@ -8,6 +8,7 @@ import time
 import pytest
 
 from proxy.core.settings import Limits
+from proxy.net.client import RESET
 from tests.support.plane import Bench, answer, post
 
 SECOND = 1_000_000_000
@@ -477,3 +478,18 @@ def test_an_idle_connection_that_does_not_read_is_let_go() -> None:
     assert not transport.aborted
     client.tick(idle + 301 * SECOND)
     assert transport.aborted
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_who_is_cut_off_is_reset(paused: bool) -> None:
+    """A client of HTTP/1.0 would take a mere end for that of the answer."""
+    bench = Bench()
+    client, transport = bench.client()
+    with socket.socket() as connected:
+        transport.extra["socket"] = connected
+        client.data_received(b"GET /livez HTTP/1.0\r\n\r\n")
+        if paused:
+            client.pause_writing()
+        client.tick(client.since + 301 * SECOND)
+        assert transport.aborted
+        assert RESET == connected.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(RESET))

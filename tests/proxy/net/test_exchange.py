@@ -1,9 +1,12 @@
 """A request's way: retried before the first byte, told after it, and nothing left behind whatever happened."""
 
+import asyncio
 import json
+from collections.abc import Callable
 
 import msgspec
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,6 +126,60 @@ def test_death_after_the_first_byte() -> None:
     assert transport.closed
     assert [("upstream_error", 200)] == records(bench)
     assert bench.clean
+
+
+@pytest.mark.parametrize(
+    ("minor", "wire", "reset"),
+    [
+        (0, STREAM_HEAD.replace(b"text/event-stream", b"application/json") + chunk(b'{"half":'), True),
+        (0, STREAM_HEAD + chunk(b"data: " + b"x" * 100_000), True),
+        (0, STREAM_HEAD + chunk(EVENT), False),
+        (1, STREAM_HEAD.replace(b"text/event-stream", b"application/json") + chunk(b'{"half":'), False),
+    ],
+)
+def test_half_an_answer_never_looks_whole(minor: int, wire: bytes, reset: bool) -> None:
+    """HTTP/1.0 takes the connection's end for the answer's: where no event can say what happened, a reset must."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post(stream=True).replace(b"HTTP/1.1", b"HTTP/1.%d" % minor))
+    connection, _ = bench.engine_of(client)
+    connection.data_received(wire)
+    connection.connection_lost(ConnectionResetError())
+    assert (True, reset) == (transport.closed, transport.aborted)
+    assert (EVENT in wire) is (b'data: {"error":' in transport.written)
+    assert [("upstream_error", 200)] == records(bench)
+    assert bench.clean
+
+
+@pytest.fixture(scope="module")
+def uv() -> None:
+    """The first uvloop of a process opens a pipe for signals that stays: that is no test's leak."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.mark.usefixtures("uv")
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_reset_is_one(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """An aborted transport alone would end the connection as if all were well."""
+
+    async def go() -> None:
+        bench = Bench()
+        server = await asyncio.get_running_loop().create_server(bench.plane.client_factory, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        try:
+            writer.write(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n")
+            await reader.readuntil(b"ok\n")
+            (client,) = bench.plane.open_clients
+            client.reset()
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.close()
+            server.close()
+            await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(go())
 
 
 def test_garbage_is_another_instances_turn() -> None:
