@@ -200,6 +200,19 @@ def test_until_close() -> None:
     assert ["ok"] == [record.outcome for record in bench.plane.take_records()]
 
 
+def test_until_a_reset() -> None:
+    """An answer without a length that ends with a reset is not whole."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, _ = bench.engine_of(client)
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\nhalf of it")
+    connection.connection_lost(ConnectionResetError())
+    assert not transport.written.endswith(LAST)
+    assert ["upstream_error"] == [record.outcome for record in bench.plane.take_records()]
+    assert bench.clean
+
+
 def test_an_endless_head() -> None:
     """A head that never ends is garbage, not memory."""
     bench = Bench()

@@ -25,6 +25,9 @@ from tests.support.plane import (
     chunk,
     post,
 )
+from balancer.budget import RetryBudget
+from balancer.model import Outcome
+from tests.support.plane import DONE, EVENT, LAST, STREAM_HEAD, USAGE, Bench, answer, body_of, chunk, post
 
 SECOND = 1_000_000_000
 UNSENDABLE = "\ud800"  # a name that no request can be made with: no config has it, it stands for any fault of ours
@@ -96,6 +99,20 @@ def test_all_fail() -> None:
     assert b"x-should-retry: false" in transport.written
     assert "upstream_error" == json.loads(transport.written.partition(b"\r\n\r\n")[2])["error"]["code"]
     assert [("upstream_error", 502)] == records(bench)
+    assert bench.clean
+
+
+def test_a_spent_budget_retries_nothing() -> None:
+    """Retries must not become a storm: beyond their budget the first failure is the client's answer."""
+    bench = Bench()
+    bench.router.budget = RetryBudget(0.0, 0.0)
+    client, transport = bench.client()
+    client.data_received(post())
+    connection, _ = bench.engine_of(client)
+    connection.data_received(answer(b"no", 500))
+    assert transport.written.startswith(b"HTTP/1.1 502")
+    assert b"x-headrace-attempts: 1" in transport.written
+    assert 1 == bench.plane.counters["headrace_retry_budget_exhausted_total|server_error"]
     assert bench.clean
 
 
@@ -229,6 +246,34 @@ def test_backpressure() -> None:
     assert not engine.reading
     client.resume_writing()
     assert engine.reading
+
+
+def test_an_answer_that_begins_for_who_does_not_read_is_not_read() -> None:
+    """The client paused the attempt before this one: nobody told this engine's connection."""
+    bench = Bench()
+    client, _ = bench.client()
+    client.data_received(post(stream=True))
+    first, _ = bench.engine_of(client)
+    client.pause_writing()
+    first.data_received(answer(b"no", 500))
+    connection, engine = bench.engine_of(client)
+    assert engine.reading
+    connection.data_received(STREAM_HEAD + chunk(EVENT))
+    assert not engine.reading
+    client.resume_writing()
+    assert engine.reading
+
+
+@pytest.mark.parametrize("request_number", [1, 2])
+def test_the_way_a_request_came_goes_on(request_number: int) -> None:
+    """Whom other proxies forwarded it for stands before whom we got it from, also by the short way."""
+    bench = Bench()
+    for _ in range(request_number):
+        client, _ = bench.client()
+        client.data_received(post(head=b"X-Forwarded-For: 203.0.113.9, 10.0.0.1\r\n"))
+    _, engine = bench.engine_of(client)
+    assert b"\r\nx-forwarded-for: 203.0.113.9, 10.0.0.1, 192.0.2.7\r\n" in engine.written
+    assert 1 == engine.written.lower().count(b"x-forwarded-for")
 
 
 @pytest.mark.parametrize("known", [False, True])

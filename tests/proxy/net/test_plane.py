@@ -1,5 +1,9 @@
 """What the connections of a worker share."""
 
+import ssl
+from typing import Any
+
+import msgspec
 import pytest
 
 from balancer.model import Ask, Balancing, Decision, Table
@@ -145,3 +149,30 @@ def test_configure_keeps_what_is_unchanged() -> None:
     bench.plane.configure(bench.plane.site, bench.now)
     assert before == bench.plane.pools
     assert isinstance(bench.router.route(Ask("m", 1), bench.now), Decision)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"name": "renamed"}, True),
+        ({"port": 9999}, False),
+        ({"host": "127.0.0.2"}, False),
+        ({"tls": ssl.create_default_context()}, False),
+        ({"server_name": "engine"}, False),
+    ],
+)
+def test_an_engine_that_moved_gets_new_connections(change: dict[str, Any], kept: bool) -> None:
+    """A reload gives a cell's engine another endpoint: what leads to the old one is closed, and not kept after its answer."""
+    bench = Bench(engines=1, kept=2)
+    client, _ = bench.client()
+    client.data_received(post())
+    connection, busy = bench.engine_of(client)
+    (idle,) = bench.plane.pools[0].idle
+    site = bench.plane.site
+    moved = msgspec.structs.replace(site.upstreams["m"][0], **change)
+    bench.plane.configure(msgspec.structs.replace(site, upstreams={"m": {0: moved}}), bench.now)
+    connection.data_received(answer())
+    assert [kept, kept] == [not idle.transport.is_closing(), not busy.closed]
+    pool = bench.plane.pools[0]
+    assert (2 if kept else 0) == len(pool.idle)
+    assert (moved.host, moved.port) == (pool.upstream.host, pool.upstream.port)

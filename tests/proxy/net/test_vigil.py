@@ -1,5 +1,8 @@
 """Silence: what ends a request, what a client hears, and what the balancer does."""
 
+import pytest
+
+from proxy.core.settings import Limits
 from tests.support.plane import DONE, EVENT, LAST, STREAM_HEAD, Bench, body_of, chunk, post
 
 SECOND = 1_000_000_000
@@ -66,6 +69,47 @@ def test_waiting_is_said() -> None:
     transport.take()
     client.tick(bench.now + 12 * SECOND)
     assert chunk(b": waiting\n") == transport.written
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_request_has_its_time(begun: bool) -> None:
+    """However well its answer flows: after `request_timeout` it ends."""
+    bench = Bench(Limits(request_timeout=20.0))
+    client, transport = bench.client()
+    client.data_received(post(stream=True))
+    exchange, (connection, _) = client.exchange, bench.engine_of(client)
+    assert exchange is not None
+    if begun:
+        connection.data_received(STREAM_HEAD + chunk(EVENT))
+        exchange.relay.last += 20 * SECOND
+    transport.take()
+    client.tick(exchange.accepted + 20 * SECOND)
+    assert b"" == transport.written
+    client.tick(exchange.accepted + 21 * SECOND)
+    assert (b'data: {"error":' in transport.written, transport.written.startswith(b"HTTP/1.1 504")) == (
+        begun,
+        not begun,
+    )
+    assert ["timeout"] == [record.outcome for record in bench.plane.take_records()]
+    assert bench.clean
+
+
+def test_an_engine_is_not_late_for_who_does_not_read() -> None:
+    """While its client is paused an engine is not read, so its silence is ours: nor is there anything to say of it."""
+    bench = Bench()
+    client, transport = bench.client()
+    client.data_received(post(stream=True))
+    connection, _ = bench.engine_of(client)
+    connection.data_received(STREAM_HEAD + chunk(EVENT))
+    assert client.exchange is not None
+    client.exchange.relay.last -= 100 * SECOND
+    client.pause_writing()
+    transport.take()
+    client.tick(client.since + 299 * SECOND)
+    assert (b"", False) == (transport.written, transport.closed)
+    client.resume_writing()
+    client.tick(client.since + 299 * SECOND)
+    assert b'data: {"error":' in transport.written
 
 
 def test_an_unstreamed_request_stays_on_the_ledger_while_it_connects() -> None:
