@@ -11,7 +11,6 @@ import fcntl
 import re
 import socket
 import struct
-import termios
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -286,11 +285,11 @@ class Client(asyncio.Protocol):
         """The exchange has ended: the next request, or the end of the connection."""
         self.exchange = None
         if not self.keep_alive:
-            self._end(clock.now())
+            self.end(clock.now())
         elif not self.paused:
             self._go_on()
 
-    def _end(self, now: int) -> None:
+    def end(self, now: int) -> None:
         """Closes the connection once all is sent; the sweep sees to it that this does not take for ever."""
         self.since = now
         self.transport.close()
@@ -387,46 +386,6 @@ class Client(asyncio.Protocol):
 
     # the sweep
 
-    @property
-    def fresh(self) -> bool:
-        """Whether it has been accepted and has not asked for anything yet."""
-        return self.exchange is None and not self.accepted and not self.lingering
-
-    @property
-    def coming(self) -> bool:
-        """Whether a part of a request is here that has not begun its exchange. What follows the last one does not count."""
-        return (self.head is not None or self.buffer != b"") and not self.transport.is_closing()
-
-    @property
-    def unsent(self) -> bool:
-        """Whether a part of its answers still waits for it to read. Beneath TLS there is a buffer that the transport does not
-        count; while that holds anything the kernel's is not empty.
-        """
-        transport = self.transport
-        if transport.get_write_buffer_size():
-            return True
-        return transport.get_extra_info("sslcontext") is not None and self._kernel_holds(termios.TIOCOUTQ)
-
-    def close_if_idle(self) -> None:
-        """Closes a kept-alive connection between two requests; one that has not asked yet, or whose next request is
-        already here unread, gets its answer first: closing now would reset it.
-        """
-        if (
-            self.exchange is None
-            and self.head is None
-            and not self.buffer
-            and self.accepted
-            and not self._kernel_holds(termios.FIONREAD)
-        ):
-            self.transport.close()
-
-    def _kernel_holds(self, which: int) -> bool:
-        """Whether there are bytes in its socket's queue of those that came, or of those that go."""
-        connected = self.transport.get_extra_info("socket")
-        if connected is None:
-            return False
-        return any(fcntl.ioctl(connected.fileno(), which, bytes(4)))
-
     def tick(self, now: int) -> None:
         """Once a second: who is silent for too long is told so, or closed."""
         silence = now - self.since
@@ -454,4 +413,4 @@ class Client(asyncio.Protocol):
             if silence > deadlines.head:
                 self._reject(errors.RequestTimeout("limits.header_timeout: the request's head did not come in time."))
         elif silence > (FRESH_NS if self.plane.draining else deadlines.idle):
-            self._end(now)
+            self.end(now)

@@ -15,7 +15,7 @@ from proxy.core.headers import Head
 from proxy.core.heads import Answer
 from proxy.core.known import Known
 from proxy.core.settings import Limits
-from proxy.net import clock, records, vigil
+from proxy.net import clock, drain, records, vigil
 from proxy.net.client import Client
 from proxy.net.engine import EngineConnection, Pool
 from proxy.net.exchange import Exchange
@@ -95,17 +95,17 @@ class Plane:
         """From now on answers say `connection: close`; idle connections are closed, new ones may ask once."""
         self.draining = True
         for client in list(self.open_clients):
-            client.close_if_idle()
+            drain.close_if_idle(client, clock.now())
 
     @property
     def expecting(self) -> bool:
         """Whether a client was accepted that has not asked for anything yet."""
-        return any(client.fresh for client in self.open_clients)
+        return any(map(drain.fresh, self.open_clients))
 
     @property
     def busy(self) -> bool:
         """Whether a request is in flight or on its way here, or an answer on its way out."""
-        return self.active > 0 or any(client.coming or client.unsent for client in self.open_clients)
+        return self.active > 0 or any(map(drain.busy, self.open_clients))
 
     def close(self) -> None:
         """Ends every connection at once."""
