@@ -7,7 +7,6 @@ can end), so what follows is always the next request's beginning. Pipelined requ
 """
 
 import asyncio
-import fcntl
 import re
 import socket
 import struct

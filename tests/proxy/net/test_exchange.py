@@ -10,6 +10,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.budget import RetryBudget
 from proxy.net.engine import EngineConnection
 from proxy.net.site import Upstream
 from tests.support.plane import (
@@ -25,9 +26,6 @@ from tests.support.plane import (
     chunk,
     post,
 )
-from balancer.budget import RetryBudget
-from balancer.model import Outcome
-from tests.support.plane import DONE, EVENT, LAST, STREAM_HEAD, USAGE, Bench, answer, body_of, chunk, post
 
 SECOND = 1_000_000_000
 UNSENDABLE = "\ud800"  # a name that no request can be made with: no config has it, it stands for any fault of ours
