@@ -73,19 +73,26 @@ def test_only_fresh_digests_count() -> None:
     assert not known.see(digest("nobody"), 0)
 
 
-def test_a_clock_that_is_an_hour_off_is_brought_to_ours() -> None:
+def test_a_clock_that_was_set_back() -> None:
+    """What was known is believed for 3 G + RTT; then any digest is taken, else its sender would be ignored for as long."""
     hour = 3600 * SECOND
-    made = Spillover(Random(1), SECOND)
-    made.join("lhr", Peer(80 * MS, offset=hour))
-    made.see(digest(ts=hour), 0)
-    assert "lhr" == made.decide(BUSY, 1000, 200, SECOND).location
+    made = spillover(digest(ts=hour), now=hour)
+    back = digest(seq=2, ts=hour - 60 * SECOND)
+    assert not made.see(back, hour + SECOND)
+    assert made.see(back, hour + 3 * SECOND + 81 * MS)
+
+
+def test_a_clock_ahead_does_not_keep_a_digest_young() -> None:
+    """A digest is at least as old as the time since it came."""
+    made = spillover(digest(ts=3600 * SECOND), now=0)
+    assert "lhr" == made.decide(BUSY, 1000, 200, 3 * SECOND).location
     assert "" == made.decide(BUSY, 1000, 200, 4 * SECOND).location
 
 
 def test_residency() -> None:
     """A location qualifies if it carries one of the tags."""
     known = spillover(digest(residency=("eu", "de")), digest("nyc", residency=("us",)))
-    assert {"lhr"} == {known.decide(BUSY, 1000, 200, 0, tags=("eu", "ch")).location for _ in range(20)}
+    assert {"lhr"} == {known.decide(BUSY, 1000, 200, 0, tags=[("eu", "ch")]).location for _ in range(20)}
     assert "" == known.decide(BUSY, 1000, 200, 0, tags=("ch",)).location
 
 
@@ -158,3 +165,79 @@ def test_no_forward_is_counted_for_ever(moves: list[tuple[str, int]], rtt: int) 
         tokens, sequences = peer.unseen(now)
         assert 0 <= tokens <= 100 * sequences
     assert (0, 0) == peer.unseen(now + RUNNING_FOR + rtt)
+
+
+TAGS = st.sets(st.sampled_from(["eu", "de", "us", "asia"]), max_size=3)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b", "c", "d", "e"]), st.tuples(TAGS, st.booleans(), st.integers(0, 400)), max_size=5
+    ),
+    st.lists(TAGS.filter(bool), max_size=2),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_a_request_never_leaves_its_residency_nor_crosses_twice(
+    others: dict[str, tuple[set[str], bool, int]], tags: list[set[str]], hopped: bool, seed: int
+) -> None:
+    """Whatever is known of the others: only where a tag of each set is carried, who accepts, and whom it has not been to."""
+    known = Spillover(Random(seed), SECOND)
+    for name, (carried, accepting, flying) in others.items():
+        known.join(name, Peer(80 * MS))
+        known.see(digest(name, residency=tuple(sorted(carried)), accepting=accepting), 0)
+        peer = known.peer(name)
+        assert peer is not None
+        peer.flying = flying
+    verdict = known.decide(BUSY, 1000, 200, 0, hopped=hopped, tags=tags, without={"a"})
+    if verdict.location:
+        carried, accepting, flying = others[verdict.location]
+        assert not hopped and "a" != verdict.location and accepting and flying < 256
+        assert all(carried & allowed for allowed in tags)
+
+
+def test_who_failed_comes_back_step_by_step() -> None:
+    """Let be for 1 s, 2 s, ... 30 s; then a tenth of its part, all of it after 10 s. Many that fail together are one."""
+    known = spillover(digest())
+    (peer,) = known.peers()
+    forwards = [known.forwarded("lhr", 100, 0) for _ in range(10)]
+    for forward in forwards:
+        known.failed("lhr", forward, SECOND)
+    assert 1 == peer.failures and 2 * SECOND == peer.avoid_until
+    assert [0.1, 0.5, 1.0] == [peer.ramp(2 * SECOND + gone * SECOND) for gone in (0, 5, 10)]
+    now = 2 * SECOND
+    for expected in (2, 4, 8, 16, 30, 30):
+        known.failed("lhr", known.forwarded("lhr", 100, now), now)
+        assert expected * SECOND == peer.back_at - now
+        now = peer.back_at
+    for _ in range(16):
+        known.ended("lhr")
+    known.see(digest(seq=2, ts=now), now)
+    asked = sum(bool(known.decide(BUSY, 1000, 200, now).candidates) for _ in range(1000))
+    assert 50 < asked < 200
+    known.ended("lhr", well=True)
+    assert 0 == peer.failures
+
+
+def test_who_was_out_of_sight_comes_back_step_by_step() -> None:
+    """A cut that heals does not send everything there at once."""
+    known = spillover(digest())
+    (peer,) = known.peers()
+    assert 1.0 == peer.ramp(SECOND), "who is new is asked at once"
+    known.see(digest(seq=2, ts=60 * SECOND), 60 * SECOND)
+    assert 0.1 == peer.ramp(60 * SECOND)
+    assert known.in_sight("lhr", 60 * SECOND) and not known.in_sight("lhr", 64 * SECOND) and not known.in_sight("x", 0)
+
+
+def test_no_more_than_its_instances_can_take_are_in_flight() -> None:
+    """64 for each; a worker among several has its share of them, and counts the others' forwards with its own."""
+    known = Spillover(Random(1), SECOND, share=0.5)
+    known.join("lhr", Peer(80 * MS))
+    known.see(digest(), 0)
+    for _ in range(128):
+        assert known.decide(BUSY, 10, 10, 0).candidates
+        known.forwarded("lhr", 10, 0)
+    assert () == known.decide(BUSY, 10, 10, 0).candidates
+    known.ended("lhr")
+    (cost_there,) = known.decide(BUSY, 10, 10, 0).candidates
+    assert pytest.approx(2 * 1280 / (4 / 70e-6)) == cost_there.wait
