@@ -3,7 +3,8 @@
 Layout, all 64-bit integers: a header (magic, version, rows, cells), then the rows; a row is a header (pid, heartbeat in
 monotonic ns, connections, queued, four spare), three counts a cell (see `balancer.ledger`), and the heads of its queues and
 the counters of their tenants (see `balancer.share`). There are two rows a
-worker, so that a worker and its successor can run side by side. No lock is needed: a row has one writer, integers are
+worker, so that a worker and its successor can run side by side, and a last one, which the agent writes: what the other nodes
+of the location have outstanding. No lock is needed: a row has one writer, integers are
 aligned, and an aligned store of 64 bits is never seen by halves. Who reads a sum while others write sees each
 count as it was a moment ago, which is all that a choice needs.
 """
@@ -40,7 +41,7 @@ class Board:
     @classmethod
     def create(cls, workers: int, cells: int) -> "Board":
         """A new board for so many workers and instances, all zero."""
-        rows = workers * ROWS_A_WORKER
+        rows = workers * ROWS_A_WORKER + 1
         size = 8 * (HEADER + rows * _stride(cells))
         fd = _anonymous_file()
         os.ftruncate(fd, size)
@@ -77,6 +78,19 @@ class Board:
     def row_of(self, worker: int, generation: int) -> int:
         """The row of a worker's so-many-eth process."""
         return ROWS_A_WORKER * worker + generation % ROWS_A_WORKER
+
+    @property
+    def nodes_row(self) -> int:
+        """The row of the other nodes' work."""
+        return self.rows - 1
+
+    def set_outstanding(self, row: int, cell: int, counts: tuple[int, int, int]) -> None:
+        """Sets what a row says of an instance."""
+        if not 0 <= cell < self.cells:
+            raise IndexError(f"cell {cell} of {self.cells}")
+        at = self.base(row) + WIDTH * cell
+        for place, count in enumerate(counts):
+            self.ints[at + place] = count
 
     def base(self, row: int) -> int:
         """Where the counts of a row begin in `ints`."""
@@ -135,12 +149,12 @@ class Board:
         """Requests that wait in the location's queues."""
         return sum(self.ints[self._start(row) + QUEUED] for row in self.live(except_row))
 
-    def outstanding(self, cell: int) -> tuple[int, int, int]:
-        """Prefill tokens, decode tokens and requests of an instance, over all rows."""
+    def outstanding(self, cell: int, *, own: bool = False) -> tuple[int, int, int]:
+        """Prefill tokens, decode tokens and requests of an instance, over all rows; `own`: without the other nodes'."""
         if not 0 <= cell < self.cells:
             raise IndexError(f"cell {cell} of {self.cells}")
         prefill = decode = requests = 0
-        for row in range(self.rows):
+        for row in range(self.rows - own):
             at = self.base(row) + WIDTH * cell
             prefill += self.ints[at]
             decode += self.ints[at + 1]

@@ -130,6 +130,7 @@ REASONS = {
     "trial": "an ejected instance's one trial request",
     "panic": "more than half were ejected, so all counted as healthy",
     "retry": "an earlier attempt failed; the lower score among the others",
+    "spill": "another location costs less, by more than the margin",
 }
 
 

@@ -12,13 +12,14 @@ looked for; if there is none, the answer is Shut.SATURATED and the request waits
 from collections.abc import Callable, Collection, Iterator, Mapping
 from random import Random
 
+from balancer import digest
 from balancer.admit import Entry, Queue, Waiter
 from balancer.budget import RetryBudget
 from balancer.choose import DUE, FULL, OPEN, Policy, PowerOfChoices, View
 from balancer.estimate import Estimator
 from balancer.health import Health
 from balancer.ledger import Lease, Ledger
-from balancer.model import Ask, Balancing, Decision, Outcome, Shut, Table
+from balancer.model import Ask, Balancing, Decision, Digest, Outcome, Shut, Table
 from balancer.pace import Pace
 from balancer.share import Shares
 
@@ -205,6 +206,18 @@ class Router:
         """Token-equivalents a second of the model's ready instances; 0 for a model that the Table does not know."""
         view = self._views.get(model)
         return view.capacity if view is not None else 0.0
+
+    def here(self, location: str, model: str, now: int, context: float, workers: int = 1) -> Digest:
+        """This location as the others would see it now, its queue included: each of the `workers` is taken to have as much in
+        its queue as this one. An ejected instance counts as gone.
+        """
+        view, out = self._views[model], self.health.out
+        instances = [i for i in view.instances if i.cell not in out] if out and not view.panic else view.instances
+        waiting = self._queues[model].prompt_tokens * workers
+        return digest.make(
+            location, model, now, instances, view.fleet.reference, self._ledger.outstanding, self._settings.ttft_target,
+            context, waiting=waiting,
+        )  # fmt: skip
 
     def serves(self, model: str) -> bool:
         """Whether the Table knows the model."""

@@ -63,7 +63,7 @@ class Verdict(NamedTuple):
     location: str  # "" to stay
     local: Cost
     candidates: tuple[Cost, ...]
-    reason: str  # local: nobody is better by the margin; hopped: it may not; unknown: nobody can be asked; better; gone: nobody here
+    reason: str  # LOCAL: nobody is better by the margin; HOPPED: it may not; UNKNOWN: nobody can be asked; BETTER; GONE
 
 
 def tpot(digest: Digest, more: float = 0.0) -> float:

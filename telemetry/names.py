@@ -79,6 +79,21 @@ REFUSED = Metric("headrace_connections_refused", "counter", "Client connections 
 PAUSES = Metric("headrace_accept_pauses", "counter", "Times that accepting was paused", ("reason",))
 DROPPED = Metric("headrace_records_dropped", "counter", "Records that no agent could take, or no file", ("reason",))
 
+SPILLS = Metric(
+    "headrace_spills", "counter", "Requests sent to another location, by what it did: answered, refused, failed",
+    ("location", "outcome"),
+)  # fmt: skip
+SPILLS_REFUSED = Metric(
+    "headrace_spills_refused",
+    "counter",
+    "Requests of other locations that were not taken: guard, residency",
+    ("reason",),
+)
+HOPS_REJECTED = Metric("headrace_hops_rejected", "counter", "Hop headers that proved nothing", ("reason",))
+MESH_FAILURES = Metric(
+    "headrace_mesh_failures", "counter", "Streams of the mesh that could not be, or were ended", ("peer", "reason")
+)
+
 QUEUE_DEPTH = Metric("headrace_queue_depth", "gauge", "Requests that wait")
 OUTSTANDING = Metric(
     "headrace_instance_outstanding_tokens", "gauge", "Outstanding work", ("model", "instance", "phase")
@@ -99,8 +114,15 @@ CONFIG_INFO = Metric("headrace_config_info", "gauge", "1, with the hash of the c
 RECORDS = Metric("headrace_records_kept", "gauge", "Records that can be asked for by their request id")
 RELOAD_SUCCESS = Metric("headrace_config_reload_success", "gauge", "1 if the last reload went well, else 0")
 
+PEER_UP = Metric("headrace_peer_up", "gauge", "1 if the other location is on the mesh", ("location",))
+PEER_RTT = Metric("headrace_peer_rtt_seconds", "gauge", "Round trip to the other location's mesh", ("location",))
+PEER_AGE = Metric("headrace_peer_digest_age_seconds", "gauge", "Age of what it last said", ("location",))
+
 OBSERVED = (DURATION, TTFT, TPOT, TOKENS, REQUESTS, OVERHEAD, QUEUE_WAIT, DECISIONS, ESTIMATE_ERROR, LAG)
-COUNTED = (RETRIES, BUDGET_EXHAUSTED, INTERRUPTIONS, REJECTS, REFUSED, PAUSES, DROPPED)
+COUNTED = (
+    RETRIES, BUDGET_EXHAUSTED, INTERRUPTIONS, REJECTS, REFUSED, PAUSES, DROPPED, SPILLS, SPILLS_REFUSED, HOPS_REJECTED,
+    MESH_FAILURES,
+)  # fmt: skip
 COLLECTED = (
     QUEUE_DEPTH,
     OUTSTANDING,
@@ -112,5 +134,8 @@ COLLECTED = (
     RECORDS,
     CONFIG_INFO,
     RELOAD_SUCCESS,
+    PEER_UP,
+    PEER_RTT,
+    PEER_AGE,
 )
 ALL = (*OBSERVED, *COUNTED, *COLLECTED)

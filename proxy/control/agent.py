@@ -25,6 +25,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from balancer.board import Board
+from balancer.digest import Context
 from balancer.model import Fleet, Instance, Table
 from proxy.config import Config, Engine
 from proxy.control import views
@@ -50,6 +51,7 @@ from proxy.control.messages import (
     ToAgent,
     ToChild,
 )
+from proxy.control.peers import Peers
 from proxy.control.probe import Probe, State
 from telemetry.metrics import Metrics
 from telemetry.record import shift
@@ -95,6 +97,7 @@ class Agent:
         self.control: Link | None = None
         self.session: aiohttp.ClientSession | None = None
         self.admin = Admin(self)
+        self.peers = Peers(self)
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self.loop.create_future()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -154,6 +157,11 @@ class Agent:
             self.hash = hashlib.sha256(msgspec.msgpack.encode(config)).hexdigest()[:12]
             self._probe_with(probes)
             self.push()
+            try:
+                await self.peers.configure(config)
+            except OSError as error:
+                self.control.send(Failed(message.generation, str(error)))
+                return
             self.control.send(Ready(message.generation))
 
     async def keep_files(self) -> None:
@@ -236,6 +244,7 @@ class Agent:
                 self.counted[message.worker] = message.pid, 0
             if self.table is not None:
                 link.send(Push(self.table))
+            link.send(self.peers.all())
             if self.kept.learned.models:
                 link.send(Learned(self.kept.learned.models))
             return
@@ -265,6 +274,9 @@ class Agent:
         for record in batch.records:
             shift(record, batch.offset)
             self.metrics.observe(record)
+            if record.prompt_tokens_estimated:
+                context = self.peers.contexts.setdefault(record.model, Context())
+                context.observe(record.prompt_tokens or record.prompt_tokens_estimated, record.output_tokens)
             self.totals["requests"] += 1
             self.totals["outcome:" + record.outcome] += 1
             self.kept.add(record)
@@ -323,7 +335,9 @@ async def serve(args: argparse.Namespace) -> int:
     listening = await loop.create_unix_server(agent.worker_link, sock=socket.socket(fileno=args.workers))
     agent.spawn(agent.keep_table_fresh())
     agent.spawn(agent.keep_files())
+    agent.spawn(agent.peers.keep_telling())
     code = await agent.done
+    await agent.peers.stop()
     agent.kept.close()
     listening.close()
     await agent.session.close()
@@ -336,6 +350,7 @@ def main() -> None:
     for name in ("control", "workers", "admin", "board"):
         parser.add_argument(f"--{name}", type=int, required=True)
     logging.basicConfig(level=logging.INFO, format="headrace: %(message)s", stream=sys.stderr)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails on the mesh is said by us, once
     code = uvloop.run(serve(parser.parse_args()))
     logging.shutdown()
     os._exit(code)  # probes and links need no farewell

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from balancer.model import Table
+from balancer.model import Digest, Table
 from proxy.config import Config
 from telemetry.record import Record
 
@@ -107,6 +107,23 @@ class Push(msgspec.Struct, tag=True, frozen=True):
     table: Table
 
 
+class Remote(msgspec.Struct, frozen=True):
+    """Another location as the agent's mesh knows it. Times in ns, of this machine's monotonic clock."""
+
+    location: str
+    rtt: int
+    offset: int  # its clock minus ours
+    digests: tuple[Digest, ...]  # one a model
+    accept: tuple[bytes, ...]  # secrets by which its hops may be signed
+    sign: tuple[bytes, ...]  # those to sign with, one a node; none: it is not there
+
+
+class News(msgspec.Struct, tag=True, frozen=True):
+    """Agent to worker: the part of the Table that speaks of other locations; of those that have changed."""
+
+    remotes: list[Remote]
+
+
 class Find(msgspec.Struct, tag=True, frozen=True):
     """Agent to worker: is this request in flight at yours? `number` names the question."""
 
@@ -143,4 +160,4 @@ class Found(msgspec.Struct, tag=True, frozen=True):
 ToChild = Configure | Drain | ReloadResult | Processes
 ToSupervisor = Ready | Failed | ReloadRequest | DrainRequest
 ToAgent = Hello | Batch | Learned | Found
-ToWorker = Ack | Push | Learned | Find
+ToWorker = Ack | Push | Learned | Find | News

@@ -33,6 +33,11 @@ def engine_urls(config: Config) -> list[str]:
     return list(dict.fromkeys(engine.url for model in config.models.values() for engine in model.engines))
 
 
+def remote_keys(config: Config) -> list[str]:
+    """What stands for the other locations among the cells' keys."""
+    return [f"location:{name}" for name in (config.mesh.locations if config.mesh else ())]
+
+
 def build(config: Config, cells: dict[str, int], secret: bytes) -> Site:
     """The data plane's view; raises OSError or ssl.SSLError if an engine's authority cannot be loaded."""
     names: dict[str, str] = {}
@@ -42,7 +47,28 @@ def build(config: Config, cells: dict[str, int], secret: bytes) -> Site:
         names[name] = name
         names.update(dict.fromkeys(model.aliases, name))
         upstreams[name] = {cells[e.url]: _upstream(e, name, cells[e.url], contexts) for e in model.engines}
-    return Site(config.location, config.limits, names, upstreams, secret, int(time.time()))
+    return Site(
+        config.location, config.limits, names, upstreams, secret, int(time.time()), _remotes(config, cells),
+        int((config.mesh.interval if config.mesh else 1.0) * 1e9), config.balancing.ttft_target, config.residency,
+        {name: model.residency for name, model in config.models.items() if model.residency},
+    )  # fmt: skip
+
+
+def _remotes(config: Config, cells: dict[str, int]) -> dict[str, Upstream]:
+    """The other locations; those with https are verified by the mesh's authorities."""
+    mesh, remotes = config.mesh, {}
+    context: ssl.SSLContext | None = None
+    for name, peer in mesh.locations.items() if mesh is not None else ():
+        assert mesh is not None and peer.url is not None  # noqa: S101, PT018
+        parts = urllib.parse.urlsplit(peer.url)
+        secure = parts.scheme == "https"
+        if secure and context is None:
+            context = engine_context(EngineTls(ca=mesh.tls.ca if mesh.tls is not None else None))
+        remotes[name] = Upstream(
+            cell=cells[f"location:{name}"], name=name, host=parts.hostname or "", port=parts.port or (443 if secure else 80),
+            model="", prefix=parts.path.rstrip("/").encode(), tls=context if secure else None, location=name,
+        )  # fmt: skip
+    return remotes
 
 
 def _upstream(engine: Engine, model: str, cell: int, contexts: dict[EngineTls | None, ssl.SSLContext]) -> Upstream:

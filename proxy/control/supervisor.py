@@ -32,7 +32,7 @@ from proxy.control.messages import (
     ReloadResult,
     ToSupervisor,
 )
-from proxy.control.sites import assign_cells, engine_urls
+from proxy.control.sites import assign_cells, engine_urls, remote_keys
 from proxy.control.sockets import Sockets
 
 log = logging.getLogger("headrace.supervisor")
@@ -55,7 +55,7 @@ class Supervisor:
         self.sockets = Sockets(config)
         self.generation = 1
         self.secret = os.urandom(32)
-        urls = engine_urls(config)
+        urls = engine_urls(config) + remote_keys(config)
         self.board = Board.create(config.workers, max(LEAST_CELLS, 2 * len(urls)))
         self.cells = assign_cells(urls, {}, set(), self.board.cells)
         self.workers = [
@@ -181,7 +181,7 @@ class Supervisor:
             if fixed:
                 return [f"{path}: a change needs a restart" for path in fixed]
             busy = {cell for cell in range(self.board.cells) if any(self.board.outstanding(cell))}
-            cells = assign_cells(engine_urls(config), self.cells, busy, self.board.cells)
+            cells = assign_cells(engine_urls(config) + remote_keys(config), self.cells, busy, self.board.cells)
         except ConfigError as error:
             return error.problems
         except (OSError, ValueError) as error:

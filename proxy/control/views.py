@@ -1,6 +1,7 @@
 """What the admin API and the metrics show of an agent: plain data from what it knows."""
 
 import importlib.metadata
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def state(agent: "Agent") -> dict[str, Any]:
         "connections": agent.board.connections(),
         "queued": agent.board.queued(),
         "models": {name: _instances(agent, name) for name in (config.models if config else {})},
+        "locations": _locations(agent),
         "totals": totals(agent),
         "ttft_ms": {"p50": round(percentile(ttft, 0.5), 3), "p99": round(percentile(ttft, 0.99), 3)},
         "records": len(agent.kept.records),
@@ -57,6 +59,32 @@ def totals(agent: "Agent") -> dict[str, Any]:
         "parse_rejects": counted["headrace_parse_rejects_total"],
         "records_dropped": counted["headrace_records_dropped_total"],
     }
+
+
+def _locations(agent: "Agent") -> dict[str, dict[str, Any]]:
+    """The other locations, as the mesh knows them."""
+    shown = {}
+    now = time.monotonic_ns()
+    for location in agent.config.mesh.locations if agent.config is not None and agent.config.mesh is not None else ():
+        sessions = agent.peers.sessions(location)
+        heard = [session for session in sessions if session.told is not None]
+        digests = {d.model: d for s in heard if s.told is not None for d in s.told.digests}
+        shown[location] = {
+            "up": bool(heard),
+            "nodes": sorted(s.peer.node for s in sessions if s.peer is not None),
+            "rtt_ms": round(min((s.rtt for s in heard), default=0) * MS, 3),
+            "clock_ahead_s": round(max((s.clock_error for s in sessions), key=abs, default=0) / 1e9, 3),
+            "age_s": round(min(((now - s.told.made + s.offset) / 1e9 for s in heard if s.told), default=0.0), 3),
+            "failures": {reason: n for (peer, reason), n in agent.peers.failures.items() if peer == location},
+            "models": {
+                model: {
+                    "accepting": d.accepting, "instances": d.instances, "running": d.running, "waiting_tokens": d.work,
+                    "tokens_a_second": round(d.capacity), "residency": list(d.residency),
+                }
+                for model, d in digests.items()
+            },
+        }  # fmt: skip
+    return shown
 
 
 def _instances(agent: "Agent", model: str) -> list[dict[str, Any]]:
@@ -128,6 +156,11 @@ def samples(agent: "Agent") -> Iterable[Sample]:
     yield Sample(names.RECORDS, (), len(agent.kept.records))
     yield Sample(names.CONFIG_INFO, (agent.hash,), 1)
     yield Sample(names.RELOAD_SUCCESS, (), float(agent.reload_ok))
+    for location, peer in _locations(agent).items():
+        yield Sample(names.PEER_UP, (location,), float(peer["up"]))
+        if peer["up"]:
+            yield Sample(names.PEER_RTT, (location,), peer["rtt_ms"] / 1000)
+            yield Sample(names.PEER_AGE, (location,), peer["age_s"])
     ejected = {name for out in agent.ejected.values() for name in out}
     for model, fleet in (agent.table.models if agent.table is not None else {}).items():
         for instance in fleet.instances:

@@ -41,6 +41,7 @@ from proxy.control.messages import (
     Found,
     Hello,
     Learned,
+    News,
     Push,
     Ready,
     ToChild,
@@ -84,7 +85,11 @@ class Worker:
             self.ledger, random.Random(os.urandom(16)), shares=self._shares if board.workers > 1 else None
         )
         self.plane = Plane(
-            worker=number, router=self.router, loop=self.loop, connections_elsewhere=lambda: self.elsewhere
+            worker=number,
+            router=self.router,
+            loop=self.loop,
+            connections_elsewhere=lambda: self.elsewhere,
+            workers=board.workers,
         )
         self.listener = Listener(self.loop, listening, self.plane.client_factory)
         self.lag: list[float] = []
@@ -232,6 +237,10 @@ class Worker:
                 self.agent.send(
                     Found(message.number, inflight.look(self.plane, message.request_id, time.monotonic_ns()))
                 )
+        elif isinstance(message, News):
+            if self.plane.abroad is not None:
+                for remote in message.remotes:
+                    self.plane.abroad.hear(remote, time.monotonic_ns())
         else:
             self.router.remember(message.models)
 

@@ -10,6 +10,7 @@ try again, whether its connection can go on, and the outcome that is recorded.
     ├── TooLarge            413  a body over the limit
     ├── Fault               500  ours: what should never happen did
     ├── Overloaded          429  all saturated; says when to come back
+    │   └── SpillRefused    429  to another location only, which then places the request itself
     ├── UpstreamError       502  every attempt failed
     ├── NoInstance          503  none is ready
     └── UpstreamTimeout     504  an engine was too slow
@@ -148,6 +149,16 @@ class Overloaded(ProxyError):
     type = "rate_limit_error"
     code = "overloaded"
     outcome = "shed"
+
+
+class SpillRefused(Overloaded):
+    """A request of another location is not taken: this one has enough to do, or may not. Its origin knows what to do."""
+
+    code = "spill_refused"
+
+    def __init__(self, location: str, reason: str) -> None:
+        why = "has enough to do" if reason == "guard" else "carries no tag of the request's residency"
+        super().__init__(f"The location {location} takes no spilled request: it {why}.", retry_after=1.0)
 
 
 class OutOfResources(Overloaded):

@@ -53,6 +53,7 @@ class Head(msgspec.Struct, gc=False):
     authorization: bytes = b""
     priority: bytes = b""
     forwarded_for: bytes = b""
+    hop: bytes = b""  # says that another location spilled it, if it can be verified
     passed: bytes = b""
     credentials: bytes = b""  # the Authorization line, ready to be sent to an engine that has no key of its own
     size: int = 0
@@ -64,7 +65,7 @@ class Head(msgspec.Struct, gc=False):
         """Whether a client is likely to send the same again but for its length: nothing of one request alone."""
         return (
             self.method == b"POST" and self.minor == 1 and self.keep_alive and not self.chunked and not self.expects
-            and not self.request_id and not self.traceparent and not self.tracestate
+            and not self.request_id and not self.traceparent and not self.tracestate and not self.hop
         )  # fmt: skip
 
 
@@ -195,6 +196,8 @@ def _read_rare(head: Head, low: bytes, value: bytes) -> None:
         head.tracestate = head.tracestate + b"," + value if head.tracestate else value
     elif low == b"x-headrace-priority":
         head.priority = value.lower()
+    elif low == b"x-headrace-hop":
+        head.hop = head.hop + b"," + value if head.hop else value or b","
     elif low == b"x-forwarded-for":
         head.forwarded_for = head.forwarded_for + b", " + value if head.forwarded_for else value
 

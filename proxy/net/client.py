@@ -261,6 +261,9 @@ class Client(asyncio.Protocol):
             raise errors.ModelNotFound(fields.model, sorted(plane.site.names))
         ask = local.ask(plane, head, fields, model, len(body), self.address)
         trace = plane.trace_of(head)
+        hop = plane.hop_of(head, body) if head.hop else None
+        if hop is not None:
+            ask.tenant, ask.priority = hop.tenant, hop.priority
         self._forget_request()
         plane.active += 1
         plane.router.budget.arrived += 1
@@ -269,6 +272,9 @@ class Client(asyncio.Protocol):
             plane, self, head, body, fields, ask, trace, head.request_id.decode() or trace.trace_id, add_usage, size,
             self.accepted, now,
         )  # fmt: skip
+        if hop is not None:
+            exchange.hop = hop
+            exchange.request_id = hop.request_id
         exchange.start(now)
 
     def _forget_request(self) -> None:

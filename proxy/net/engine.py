@@ -199,12 +199,17 @@ class EngineConnection(asyncio.Protocol):
         exchange.whole(found[0], data[end:], now())
         return True
 
+    def header(self, name: bytes) -> str:
+        """One line of the answer's head, before `answer` is asked for; "" if it is not there."""
+        return next((value.decode("latin-1") for given, value in self.headers if given.lower() == name), "")[:128]
+
     def answer(self) -> Answer:
         """What the lines of the answer's head say; one that may come again, but for its length, is kept."""
         answer = read_answer(self.headers)
         self.headers = []
         raw, self.raw = self.raw, b""
-        if self.status == 200 and self.complete and self.keep and answer.length >= 0 and not answer.events:
+        whole = self.complete and self.keep and answer.length >= 0 and not answer.events
+        if self.status == 200 and whole and not self.pool.upstream.location:  # a location's heads are never the same
             self.plane.answers.keep(raw[: raw.find(b"\r\n\r\n") + 4], answer, answer.length)
         return answer
 

@@ -12,12 +12,15 @@ import msgspec
 from balancer.admit import Waiter
 from balancer.ledger import Lease
 from balancer.model import Ask, Decision, Outcome, Shut
+from balancer.spill import Forward
 from proxy.core import errors, heads
 from proxy.core.exchange import ROWS, Action, Event, State, impossible
 from proxy.core.headers import Head
+from proxy.core.hop import Hop
 from proxy.core.request import Fields, rewrite
 from proxy.core.retry import may_retry, of_status
 from proxy.core.sse import EventStream
+from proxy.net.abroad import Abroad
 from proxy.net.engine import EngineConnection, Pool
 from proxy.net.relay import Relay
 from proxy.net.site import Upstream
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 OK = Outcome.OK  # an enum's member costs as much to look up as four dictionary entries
 ROUTING, RELAYING, ENDED = State.ROUTING, State.RELAYING, State.ENDED
+NOT_THERE = frozenset({401, 403, 404, 405, 413, 431})  # what another location answers for not being set up as this one
 CHOSEN, CONNECTED, HEAD, END = Event.CHOSEN, Event.CONNECTED, Event.HEAD, Event.END
 
 
@@ -79,11 +83,44 @@ class Exchange(msgspec.Struct, eq=False):
     upstream: Upstream = None  # type: ignore[assignment]  # from the first decision on
     reported: bool = False
     noticed: bool = False
+    hop: Hop | None = None  # another location spilled it to this one
+    spilled: str = ""  # the location that has it, if it is another one
+    forward: Forward | None = None
+    been: tuple[str, ...] = ()  # locations that it was sent to
+    there: str = ""  # the instance that answered, as that location says
 
     # routing
 
     def start(self, now: int) -> None:
-        """Routes for the first time: to an instance, into the queue, or to an error."""
+        """Routes for the first time: to another location, an instance, into the queue, or to an error."""
+        abroad = self.plane.abroad
+        if abroad is not None and self._abroad(abroad, now):
+            return
+        self._start_here(now)
+
+    def _abroad(self, abroad: Abroad, now: int) -> bool:
+        """What other locations have to do with it: True if it was refused to one, or sent to one."""
+        if self.hop is not None:
+            if reason := abroad.refuses(self.ask, self.hop, now):
+                self.plane.count("headrace_spills_refused_total|" + reason)
+                self._refuse(errors.SpillRefused(self.plane.site.location, reason), now)
+                return True
+            return False
+        return not self.head.hop and self._leave(abroad, now)
+
+    def _leave(self, abroad: Abroad, now: int) -> bool:
+        """Sends it to another location, if that is better."""
+        verdict, prompt, output = abroad.choose(self.ask, now, self.been)
+        location = verdict.location
+        if not location:
+            return False
+        self.spilled = location
+        self.been += (location,)
+        self.forward = abroad.forwarded(self.ask.model, location, prompt, now)
+        self._place(abroad.decision(verdict, prompt, output), now)
+        return True
+
+    def _start_here(self, now: int) -> None:
         plane = self.plane
         if (plane.waiting or plane.router.shared) and plane.router.crowded(self.ask.model):
             self._enqueue(now)  # others came first
@@ -137,7 +174,12 @@ class Exchange(msgspec.Struct, eq=False):
         plane, ask, cell = self.plane, self.ask, decision.instance.cell
         self.decision = decision
         try:
-            self.upstream = plane.site.upstreams[ask.model][cell]
+            if self.spilled:
+                self.upstream = plane.site.remotes[self.spilled]
+            else:
+                self.upstream = plane.site.upstreams[ask.model][cell]
+                if plane.abroad is not None:
+                    plane.abroad.placed(ask.model, decision.prompt_tokens, decision.output_tokens)
             self.lease = plane.router.open(ask, decision, now)
             if self.tried:
                 self.reported = self.noticed = False
@@ -180,9 +222,10 @@ class Exchange(msgspec.Struct, eq=False):
         self.state = ROWS[self.state][CONNECTED][0]  # type: ignore[index]
         self.connection = connection
         self.connected = self.sent = self.since = now
-        upstream, trace, body = self.upstream, self.trace, self.body
-        if self.add_usage or upstream.model != self.fields.model:
-            body = rewrite(body, self.fields, upstream.model, self.add_usage)
+        plane, upstream, trace, body = self.plane, self.upstream, self.trace, self.body
+        model = upstream.model or self.ask.model
+        if self.add_usage or model != self.fields.model:
+            body = rewrite(body, self.fields, model, self.add_usage)
         ids = (
             f"x-request-id: {self.request_id}\r\ntraceparent: 00-{trace.trace_id}-{self.span_id}-{trace.flags:02x}\r\n"
         )
@@ -190,7 +233,10 @@ class Exchange(msgspec.Struct, eq=False):
             ids += f"tracestate: {trace.state}\r\n"
         head, client = self.head, self.client
         origin = client.origin_of(head) if head.forwarded_for else client.origin
-        connection.send(self, heads.to_engine(head, upstream, origin + ids.encode(), body))
+        context = origin + ids.encode()
+        if self.spilled and plane.abroad is not None:
+            context += plane.abroad.sign(upstream, self.ask, self.request_id, head, body, now)
+        connection.send(self, heads.to_engine(head, upstream, context, body))
 
     # from the engine
 
@@ -215,9 +261,15 @@ class Exchange(msgspec.Struct, eq=False):
     def answered(self, connection: EngineConnection, now: int) -> bool:
         """The answer's head is there. False: it does not go to the client, and the connection is no longer ours."""
         outcome = of_status(connection.status)
+        if self.spilled:
+            self.there = f"{self.spilled}/{connection.header(b'x-headrace-instance')}"
+            if connection.status in NOT_THERE:
+                outcome = Outcome.SERVER_ERROR
         if outcome is Outcome.SERVER_ERROR or outcome is Outcome.SATURATED:
             self.connection = None
-            connection.keep = False
+            connection.keep = (
+                connection.keep and connection.complete and bool(self.spilled)
+            )  # a refusal ends no connection
             connection.release()
             self.failed(outcome, now, connection.status)
             return False
@@ -244,7 +296,10 @@ class Exchange(msgspec.Struct, eq=False):
         """Our own lines of the answer's head."""
         accepted, decision, plane, client = self.accepted, self.decision, self.plane, self.client
         assert decision is not None  # noqa: S101
-        identity = plane.identities.get((self.upstream.name, decision.reason))
+        if self.spilled:
+            identity: bytes | None = plane.identity(self.there, decision.reason, self.spilled)
+        else:
+            identity = plane.identities.get((self.upstream.name, decision.reason))
         queue = (self.routed - self.queued) / 1e6 if self.queued else 0.0
         return b"%b%bx-request-id: %b\r\nx-headrace-attempts: %d\r\n%b" % (
             b"" if client.keep_alive and self.head.minor and not plane.draining else client.connection_line(self.head),
@@ -282,8 +337,12 @@ class Exchange(msgspec.Struct, eq=False):
     def failed(self, outcome: Outcome, now: int, status: int = 0) -> None:
         """The attempt failed: before the first byte another may follow, afterwards the client is told."""
         action = self._to(Event.FAILED)
+        spilled = self.spilled
         self._drop_connection()
         self._end_attempt(outcome, status, now)
+        if spilled and action is not Action.BREAK:
+            self._come_back(outcome, status, now)
+            return
         if action is Action.BREAK:
             self._break(outcome, now)
             return
@@ -298,6 +357,18 @@ class Exchange(msgspec.Struct, eq=False):
                     return
                 self.plane.count("headrace_retry_budget_exhausted_total|" + outcome)
         self._refuse(error, now)
+
+    def _come_back(self, outcome: Outcome, status: int, now: int) -> None:
+        """The other location did not take it: it is placed here, or tried once elsewhere if nobody here takes it."""
+        location, self.spilled = self.spilled, ""
+        self.plane.count(f"headrace_spills_total|{location}:{'refused' if outcome is Outcome.SATURATED else 'failed'}")
+        abroad = self.plane.abroad
+        if len(self.been) == 1 and abroad is not None and abroad.here(self.ask.model, now).instances == 0:
+            if self._leave(abroad, now):
+                return
+            self._refuse(errors.spent(outcome, ((a.instance, a.status or a.outcome) for a in self.attempts)), now)
+            return
+        self._start_here(now)
 
     def _break(self, outcome: Outcome, now: int) -> None:
         self.error = errors.StreamBroken(
@@ -346,6 +417,11 @@ class Exchange(msgspec.Struct, eq=False):
         assert self.lease is not None  # noqa: S101
         self.lease.release()
         self.lease = None
+        if self.spilled and self.forward is not None and self.plane.abroad is not None:
+            self.plane.abroad.ended(self.ask.model, self.spilled, self.forward, outcome, now)
+            self.forward = None
+            if self.first_byte:
+                self.plane.count(f"headrace_spills_total|{self.spilled}:answered")
         self.attempts.append(
             Attempt(self.upstream.name, self.span_id, self.attempt_start, now, outcome, status, self.connect_ns)
         )

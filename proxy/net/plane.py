@@ -13,9 +13,11 @@ from balancer.router import Router
 from proxy.core.deadline import Deadlines
 from proxy.core.headers import Head
 from proxy.core.heads import Answer
+from proxy.core.hop import Hop
 from proxy.core.known import Known
 from proxy.core.settings import Limits
 from proxy.net import clock, drain, records, vigil
+from proxy.net.abroad import Abroad
 from proxy.net.client import Client
 from proxy.net.engine import EngineConnection, Pool
 from proxy.net.exchange import Exchange
@@ -36,9 +38,11 @@ class Plane:
     """Shared by all connections of one worker. Single-threaded."""
 
     def __init__(
-        self, *, worker: int, router: Router, loop: asyncio.AbstractEventLoop, connections_elsewhere: Callable[[], int]
-    ) -> None:
-        self.worker = worker
+        self, *, worker: int, router: Router, loop: asyncio.AbstractEventLoop, connections_elsewhere: Callable[[], int],
+        workers: int = 1,
+    ) -> None:  # fmt: skip
+        """`workers`: how many the location has."""
+        self.worker, self.workers = worker, workers
         self.router = router
         self.loop = loop
         self.connections_elsewhere = connections_elsewhere
@@ -65,6 +69,7 @@ class Plane:
         self._draw = random.Random(os.urandom(32)).getrandbits
         self.tenants: dict[bytes, str] = {}  # hashes by what they are of
         self.identities: dict[tuple[str, str], bytes] = {}  # header lines by instance and reason
+        self.abroad: Abroad | None = None  # other locations, if there are any
 
     @property
     def clients(self) -> int:
@@ -80,6 +85,11 @@ class Plane:
         self.requests.clear()  # the limits by which they were read may have changed
         self.answers.clear()
         current = {cell: upstream for cells in site.upstreams.values() for cell, upstream in cells.items()}
+        current.update({upstream.cell: upstream for upstream in site.remotes.values()})
+        if site.remotes and self.abroad is None:
+            self.abroad = Abroad(self, random.Random(os.urandom(16)), self.workers)
+        if self.abroad is not None:
+            self.abroad.configure(site)
         for cell, pool in list(self.pools.items()):
             if cell not in current or not same_endpoint(pool.upstream, current[cell]):
                 self.pools.pop(cell).retire()
@@ -143,11 +153,17 @@ class Plane:
             self._clearing = False
 
     def notice(self, now: int) -> None:
-        """Four times a second: who waits for a first token much longer than predicted."""
+        """Four times a second: who waits for a first token much longer than predicted, or at a location out of sight."""
+        lost = []
         for client in self.open_clients:
             exchange = client.exchange
             if exchange is not None and not exchange.first_token:
-                vigil.notice(exchange, now)
+                if exchange.spilled and vigil.cut_off(exchange, now):
+                    lost.append(exchange)
+                else:
+                    vigil.notice(exchange, now)
+        for exchange in lost:
+            vigil.give_up(exchange, now)
 
     def admit(self, now: int) -> None:
         """Gives the queue's first to instances that can take them again."""
@@ -185,6 +201,13 @@ class Plane:
 
     # what requests need
 
+    def hop_of(self, head: Head, body: bytes) -> Hop | None:
+        """Whose request this is that says it was spilled; None if that is not so."""
+        if self.abroad is not None:
+            return self.abroad.admit(head, body, clock.now())
+        self.count("headrace_hops_rejected_total|unknown_origin")
+        return None
+
     def trace_of(self, head: Head | None) -> Trace:
         """The caller's trace if it sent a valid one, else a new one; always a span of our own."""
         drawn = self._draw(256).to_bytes(32, "big").hex()
@@ -213,11 +236,13 @@ class Plane:
             self.tenants[source] = tenant
         return tenant
 
-    def identity(self, instance: str, reason: str) -> bytes:
-        """The header lines that say where an answer comes from."""
+    def identity(self, instance: str, reason: str, spilled: str = "") -> bytes:
+        """The header lines that say where an answer comes from; `spilled`: the location, if it is another one."""
         lines = b"x-headrace-location: %b\r\nx-headrace-instance: %b\r\nx-headrace-reason: %b\r\n" % (
             self.site.location.encode(), instance.encode(), reason.encode(),
         )  # fmt: skip
+        if spilled:
+            return lines + b"x-headrace-spill: %b>%b\r\n" % (self.site.location.encode(), spilled.encode())
         self.identities[instance, reason] = lines
         return lines
 

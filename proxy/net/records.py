@@ -31,12 +31,16 @@ def of_exchange(exchange: "Exchange") -> Record:
     else:
         prompt, output, cached = 0, events, 0
     plane = exchange.plane
+    if exchange.hop is not None:
+        crossing = exchange.hop.origin, exchange.hop.target
+    else:
+        crossing = (plane.site.location, exchange.spilled) if exchange.spilled else ("", "")
     return Record(
         exchange.request_id, trace.trace_id, trace.span_id, trace.parent_id, trace.flags, trace.state,
         plane.site.location, plane.worker, ask.tenant, head.method.decode(), head.route.pattern, ask.model, ask.stream,
-        ask.priority, 0, ask.prompt_bytes, ask.max_tokens, predicted, prompt, made, output, cached,
+        ask.priority, int(exchange.hop is not None), ask.prompt_bytes, ask.max_tokens, predicted, prompt, made, output, cached,
         exchange.accepted, exchange.queued, exchange.routed, exchange.connected, exchange.sent, exchange.first_byte,
-        exchange.first_token, last, exchange.ended_at, exchange.attempts, candidates, reason, version, "", "",
+        exchange.first_token, last, exchange.ended_at, exchange.attempts, candidates, reason, version, *crossing,
         exchange.outcome, exchange.status, exchange.error.code if exchange.error else "", exchange.bytes_in,
         exchange.bytes_out or sent, events, gap_max, gaps, exchange.queue_depth,
     )  # fmt: skip

@@ -19,6 +19,7 @@ class Upstream(msgspec.Struct, frozen=True):
     api_key: str | None = None  # sent instead of the client's Authorization when set
     tls: ssl.SSLContext | None = None
     server_name: str | None = None  # to verify, when it is not `host`
+    location: str = ""  # it is another location, and any model is asked for by its own name
     lines: bytes = b""  # of every request's head: Host, and Authorization if the engine has a key
 
     def __post_init__(self) -> None:
@@ -36,3 +37,8 @@ class Site(msgspec.Struct, frozen=True):
     upstreams: dict[str, dict[int, Upstream]]  # canonical model -> cell -> upstream
     secret: bytes = b""  # keys the tenants' hashes
     created: int = 0  # Unix seconds, for /v1/models
+    remotes: dict[str, Upstream] = {}  # the other locations
+    interval: int = 1_000_000_000  # ns between their digests
+    ttft_target: float = 1.0  # s
+    tags: tuple[str, ...] = ()  # residency: this location's
+    residency: dict[str, tuple[str, ...]] = {}  # by model: a request for it must stay with one of these

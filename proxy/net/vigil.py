@@ -42,6 +42,24 @@ def _tick_relay(exchange: "Exchange", now: int) -> None:
         relay.comment()
 
 
+def cut_off(exchange: "Exchange", now: int) -> bool:
+    """Whether it waits for the answer of a location that has not told of itself for too long."""
+    abroad = exchange.plane.abroad
+    return (
+        abroad is not None
+        and exchange.state in (State.CONNECTING, State.SENT)
+        and not abroad.in_sight(exchange.ask.model, exchange.spilled, now)
+    )
+
+
+def give_up(exchange: "Exchange", now: int) -> None:
+    """Ends the attempt as if the connection had been reset: the request has not begun anywhere else."""
+    if exchange.task is not None:
+        exchange.task.cancel()
+        exchange.task = None
+    exchange.failed(Outcome.RESET, now)
+
+
 def _timeout(exchange: "Exchange", now: int) -> None:
     if exchange.task is not None:
         exchange.task.cancel()

@@ -22,8 +22,8 @@ def board() -> Iterator[Board]:
 
 
 def test_shape(board: Board) -> None:
-    """Two rows a worker, so that two generations fit."""
-    assert (4, 10) == (board.rows, board.cells)
+    """Two rows a worker, so that two generations fit, and one for the other nodes."""
+    assert (5, 10, 2, 4) == (board.rows, board.cells, board.workers, board.nodes_row)
     assert [0, 1, 0, 2, 3] == [
         board.row_of(0, 0),
         board.row_of(0, 1),
@@ -103,7 +103,7 @@ def test_a_cut_board_is_refused(board: Board) -> None:
 def test_bounds(board: Board) -> None:
     """Rows and cells that do not exist are errors, not somebody else's memory."""
     with pytest.raises(IndexError):
-        board.base(4)
+        board.base(5)
     with pytest.raises(IndexError):
         board.outstanding(10)
 
@@ -119,7 +119,19 @@ def test_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create")
     made = Board.create(workers=1, cells=1)
     try:
-        assert (2, 1, 0) == (made.rows, made.cells, os.fstat(made.fd).st_nlink)
+        assert (3, 1, 0) == (made.rows, made.cells, os.fstat(made.fd).st_nlink)
     finally:
         made.close()
         os.close(made.fd)
+
+
+def test_the_other_nodes_row(board: Board) -> None:
+    """It counts like a worker's, but is not this node's own."""
+    Ledger(board.ints, board.base(0)).acquire(3, 10, 5, RESIDUAL)
+    board.set_outstanding(board.nodes_row, 3, (100, 50, 2))
+    assert (110, 55, 3) == board.outstanding(3)
+    assert (10, 5, 1) == board.outstanding(3, own=True)
+    board.set_outstanding(board.nodes_row, 3, (0, 0, 0))
+    assert (10, 5, 1) == board.outstanding(3)
+    with pytest.raises(IndexError):
+        board.set_outstanding(0, 10, (0, 0, 0))

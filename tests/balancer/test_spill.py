@@ -192,7 +192,10 @@ def test_a_request_never_leaves_its_residency_nor_crosses_twice(
     verdict = known.decide(BUSY, 1000, 200, 0, hopped=hopped, tags=tags, without={"a"})
     if verdict.location:
         carried, accepting, flying = others[verdict.location]
-        assert not hopped and "a" != verdict.location and accepting and flying < 256
+        assert not hopped
+        assert "a" != verdict.location
+        assert accepting
+        assert flying < 256
         assert all(carried & allowed for allowed in tags)
 
 
@@ -203,7 +206,8 @@ def test_who_failed_comes_back_step_by_step() -> None:
     forwards = [known.forwarded("lhr", 100, 0) for _ in range(10)]
     for forward in forwards:
         known.failed("lhr", forward, SECOND)
-    assert 1 == peer.failures and 2 * SECOND == peer.avoid_until
+    assert 1 == peer.failures
+    assert 2 * SECOND == peer.avoid_until
     assert [0.1, 0.5, 1.0] == [peer.ramp(2 * SECOND + gone * SECOND) for gone in (0, 5, 10)]
     now = 2 * SECOND
     for expected in (2, 4, 8, 16, 30, 30):
@@ -226,7 +230,9 @@ def test_who_was_out_of_sight_comes_back_step_by_step() -> None:
     assert 1.0 == peer.ramp(SECOND), "who is new is asked at once"
     known.see(digest(seq=2, ts=60 * SECOND), 60 * SECOND)
     assert 0.1 == peer.ramp(60 * SECOND)
-    assert known.in_sight("lhr", 60 * SECOND) and not known.in_sight("lhr", 64 * SECOND) and not known.in_sight("x", 0)
+    assert known.in_sight("lhr", 60 * SECOND)
+    assert not known.in_sight("lhr", 64 * SECOND)
+    assert not known.in_sight("x", 0)
 
 
 def test_no_more_than_its_instances_can_take_are_in_flight() -> None:
