@@ -208,7 +208,7 @@ class Peers:
             for one in wire.brought(session.told.digests, session.offset):
                 if one.model not in newest or newest[one.model].ts < one.ts:
                     newest[one.model] = one
-        heard = [session for session in sessions if session.told is not None]
+        heard = [session for session in sessions if session.told is not None and session.known]
         best = min(heard, key=lambda session: session.rtt, default=None)
         return Remote(
             location, best.rtt if best else 0, best.offset if best else 0, tuple(newest.values()),

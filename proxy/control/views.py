@@ -67,7 +67,7 @@ def _locations(agent: "Agent") -> dict[str, dict[str, Any]]:
     now = time.monotonic_ns()
     for location in agent.config.mesh.locations if agent.config is not None and agent.config.mesh is not None else ():
         sessions = agent.peers.sessions(location)
-        heard = [session for session in sessions if session.told is not None]
+        heard = [session for session in sessions if session.told is not None and session.known]
         digests = {d.model: d for s in heard if s.told is not None for d in s.told.digests}
         shown[location] = {
             "up": bool(heard),
