@@ -13,12 +13,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CODE := proxy balancer telemetry fixtures tests
 TESTS ?= tests
 
-.PHONY: help demo test lint format bench lock clean
+.PHONY: help demo test lint format proto bench lock clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 	@echo 'make lint     ruff, mypy and the import arrows'
 	@echo 'make format   format the code'
+	@echo 'make proto    make the mesh messages anew'
 	@echo 'make bench    the micro benchmarks'
 	@echo 'make lock     resolve the dependencies anew'
 	@echo 'make clean    remove everything that was made'
@@ -38,6 +39,9 @@ lint: $(VENV)/test.stamp
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+proto: $(VENV)/test.stamp
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. balancer/mesh/mesh.proto
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/bench --benchmark-only

@@ -212,7 +212,7 @@ class Mesh:
             await asyncio.sleep(pause * (0.5 + self._random.random()))
 
     async def _dial(self, peer: Identity) -> bool:
-        """One stream from its beginning to its end; whether it began."""
+        """One stream from its beginning to its end; whether anything was told on it."""
         options = [*OPTIONS, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
         address, tls = self._addresses[peer], self._tls
         name = peer.node or peer.location
@@ -223,18 +223,18 @@ class Mesh:
         else:
             channel = grpc.aio.insecure_channel(address, options)
         session = Session(self.me, self._nonce(), peer.location, None)
+        call = channel.stream_stream(METHOD, pb.Frame.SerializeToString, pb.Frame.FromString)()
         try:
-            call = channel.stream_stream(METHOD, pb.Frame.SerializeToString, pb.Frame.FromString)()
             await self._converse(session, call, name)
         except Refused as refused:
             self._count(name, refused.reason, str(refused))
-        except grpc.aio.AioRpcError as error:
-            self._count(name, *_told(error))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            self._count(name, *_told(await call.code(), await call.details()))
         except TimeoutError:
             self._count(name, "silence", "nothing came for too long")
         finally:
             await channel.close()
-        return session.peer is not None
+        return session.told is not None
 
     # taking
 
@@ -254,7 +254,7 @@ class Mesh:
         except TimeoutError:
             name = session.peer.location if session.peer is not None else "unknown"
             self._count(name, "silence", "nothing came for too long")
-        except (grpc.RpcError, grpc.aio.BaseError):
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             self._count(
                 session.peer.location if session.peer is not None else "unknown", "lost", "the stream broke off"
             )
@@ -308,10 +308,12 @@ class Mesh:
         self._audience.greeted(session)
 
     async def _speak(self, talk: _Conversation, stream: Stream) -> None:
-        while True:
-            await talk.wake.wait()
-            for frame in talk.take():
-                await stream.write(frame)
+        with contextlib.suppress(asyncio.InvalidStateError):  # the stream has ended; who listens learns why
+            while True:
+                await talk.wake.wait()
+                for frame in talk.take():
+                    await stream.write(frame)
+        await talk.over.wait()
 
     async def _hear(self, talk: _Conversation, stream: Stream) -> None:
         while True:
@@ -345,12 +347,11 @@ def _names(context: Any) -> frozenset[str]:
     return frozenset(found)
 
 
-def _told(error: Any) -> tuple[str, str]:
-    """A reason and a text for what gRPC says."""
-    details = str(error.details() or "")
-    if error.code() is grpc.StatusCode.PERMISSION_DENIED:
-        return "refused", f"it refused this location: {details}"
-    for word in ("CERTIFICATE", "certificate", "handshake", "SSL", "TLS"):
-        if word in details:
-            return "certificate", details
-    return ("unreachable" if error.code() is grpc.StatusCode.UNAVAILABLE else "lost"), details
+def _told(code: Any, details: str | None) -> tuple[str, str]:
+    """A reason and a text for how gRPC says that a stream ended."""
+    text = details or str(code)
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return "refused", f"it refused this location: {text}"
+    if any(word in text for word in ("CERTIFICATE", "certificate", "handshake", "SSL", "TLS")):
+        return "certificate", text
+    return ("unreachable" if code is grpc.StatusCode.UNAVAILABLE else "lost"), text

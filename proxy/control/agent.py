@@ -244,7 +244,8 @@ class Agent:
                 self.counted[message.worker] = message.pid, 0
             if self.table is not None:
                 link.send(Push(self.table))
-            link.send(self.peers.all())
+            if (news := self.peers.all()).remotes:
+                link.send(news)
             if self.kept.learned.models:
                 link.send(Learned(self.kept.learned.models))
             return

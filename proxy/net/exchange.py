@@ -361,7 +361,8 @@ class Exchange(msgspec.Struct, eq=False):
     def _come_back(self, outcome: Outcome, status: int, now: int) -> None:
         """The other location did not take it: it is placed here, or tried once elsewhere if nobody here takes it."""
         location, self.spilled = self.spilled, ""
-        self.plane.count(f"headrace_spills_total|{location}:{'refused' if outcome is Outcome.SATURATED else 'failed'}")
+        how = "refused" if outcome is Outcome.SATURATED else "failed"
+        self.plane.count(f"headrace_spills_total|{location}:{how}")
         abroad = self.plane.abroad
         if len(self.been) == 1 and abroad is not None and abroad.here(self.ask.model, now).instances == 0:
             if self._leave(abroad, now):

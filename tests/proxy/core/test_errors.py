@@ -29,7 +29,8 @@ def test_statuses() -> None:
     """Every error of the tree has the status the design names, and a recorded outcome."""
     expected = {
         "ProxyError": 500, "BadRequest": 400, "ParseReject": 400, "NotFound": 404, "ModelNotFound": 404, "NotAllowed": 405,
-        "RequestTimeout": 408, "TooLarge": 413, "Overloaded": 429, "SpillRefused": 429, "OutOfResources": 503, "UpstreamError": 502,
+        "RequestTimeout": 408, "TooLarge": 413, "Overloaded": 429, "SpillRefused": 429, "OutOfResources": 503,
+        "UpstreamError": 502,
         "StreamBroken": 502, "Fault": 500, "NoInstance": 503, "UpstreamTimeout": 504,
     }  # fmt: skip
     assert expected == {kind.__name__: kind.status for kind in tree(errors.ProxyError)}
