@@ -98,6 +98,35 @@ def _watch(console: Console, url: str, found: Any) -> None:
             live.update(view, refresh=True)
 
 
+def _locations_table(locations: dict[str, Any]) -> Table:
+    """The other locations, one row for each model they tell of."""
+    columns = (
+        "location",
+        "state",
+        "rtt, ms",
+        "age, s",
+        "model",
+        "takes",
+        "instances",
+        "running",
+        "waiting",
+        "tokens/s",
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("location", "state", "model", "takes") else "right")
+    for name, peer in locations.items():
+        place = (name, "up" if peer["up"] else "down", f"{peer['rtt_ms']:.1f}", f"{peer['age_s']:.1f}")
+        if not peer["models"]:
+            table.add_row(*place)
+        for model, told in peer["models"].items():
+            table.add_row(
+                *place, model, "yes" if told["accepting"] else "no", str(told["instances"]), str(told["running"]),
+                f"{told['waiting_tokens']:,.0f}", f"{told['tokens_a_second']:,.0f}",
+            )  # fmt: skip
+    return table
+
+
 def state_view(found: Any) -> Group:
     """A location's state as tables."""
     totals = found["totals"]
@@ -114,6 +143,7 @@ def state_view(found: Any) -> Group:
     problems = {i["name"]: i["problem"] for rows in found["models"].values() for i in rows if i["problem"]}
     return Group(
         head, workers, *(_model_table(name, rows) for name, rows in found["models"].items()),
+        *([_locations_table(found["locations"])] if found.get("locations") else []),
         *(Text(f"{name}: {problem}", style="yellow") for name, problem in problems.items()),
     )  # fmt: skip
 

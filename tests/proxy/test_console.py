@@ -319,3 +319,16 @@ def test_token_is_sent(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
     admin.says("/api/state", b"", status=302)
     assert 1 == console.status(admin.url, as_json=False, once=True)
     assert [("/api/state", "Bearer t0ken")] == admin.seen
+
+
+def test_other_locations() -> None:
+    """One row for each model that a location tells of; one without any for a location that is not there."""
+    told = {"accepting": False, "instances": 4, "running": 7, "waiting_tokens": 1234.0, "tokens_a_second": 57143}
+    places = {
+        "lhr": {"up": True, "rtt_ms": 40.25, "age_s": 0.62, "models": {"m": told}},
+        "nyc": {"up": False, "rtt_ms": 0.0, "age_s": 0.0, "models": {}},
+    }
+    lines = text(console.state_view({**STATE, "locations": places})).splitlines()
+    (lhr,), (nyc,) = ([line.split() for line in lines if line.split()[:1] == [name]] for name in ("lhr", "nyc"))
+    assert ["lhr", "up", "40.2", "0.6", "m", "no", "4", "7", "1,234", "57,143"] == lhr
+    assert ["nyc", "down", "0.0", "0.0"] == nyc

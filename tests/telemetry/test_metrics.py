@@ -15,7 +15,7 @@ from telemetry.record import Record
 from tests.support.records import MS, START, attempt, record, refusal
 
 ROOT = Path(__file__).parents[2]
-KEY = re.compile(r'"(headrace_[a-z_]+_total)\|([a-z_:]*)')
+KEY = re.compile(r'"(headrace_[a-z_]+_total)\|([^"]*)"')
 CHAT = {"gen_ai_operation_name": "chat", "gen_ai_request_model": "llama", "location": "ams"}
 
 
