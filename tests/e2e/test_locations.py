@@ -1,92 +1,23 @@
-"""Several locations as real processes, with links between them that are as slow as the world."""
+"""Several locations as real processes: what one cannot take, what is cut, who is killed."""
 
-import asyncio
-import json
-import threading
-import urllib.error
+import os
+import re
+import signal
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
-from fixtures.wan import Link, Shape
 from tests.support.http import eventually
-from tests.support.servers import Engine, Location, free_ports
+from tests.support.servers import Engine
+from tests.support.world import INTERVAL, World, ask
 
 StartEngine = Callable[..., Engine]
-
-
-class World:
-    """Links on a loop of their own, and the locations between them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-        self.links: dict[tuple[str, str], list[Link]] = {}
-        self.locations: dict[str, Location] = {}
-
-    def run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
-
-    def build(self, engines: dict[str, list[str]], delay: dict[frozenset[str], float], **options: Any) -> None:
-        """Starts a location for each name; `delay`: s one way between two of them."""
-        ports = {name: free_ports(3) for name in engines}
-        for one in engines:
-            for other in engines:
-                if one != other:
-                    shape = Shape(delay[frozenset((one, other))])
-                    _, mesh, listen = ports[other]
-                    self.links[one, other] = [Link(("127.0.0.1", port), shape, Random(1)) for port in (mesh, listen)]
-                    for link in self.links[one, other]:
-                        self.run(link.start())
-        for name, urls in engines.items():
-            folder = self.folder / name
-            folder.mkdir()
-            others = {
-                other: {
-                    "mesh": f"127.0.0.1:{self.links[name, other][0].port}",
-                    "url": f"http://127.0.0.1:{self.links[name, other][1].port}",
-                }
-                for other in engines
-                if other != name
-            }
-            own = options.get(name, {})
-            self.locations[name] = Location(
-                folder, {"demo": urls}, location=name, listen=f"127.0.0.1:{ports[name][2]}",
-                mesh={"listen": f"127.0.0.1:{ports[name][1]}", "insecure": True, "interval": "300ms", "locations": others},
-                **{**options.get("all", {}), **own},
-            )  # fmt: skip
-
-    def cut(self, one: str, other: str) -> None:
-        """Nothing passes between the two any more."""
-        for pair in ((one, other), (other, one)):
-            for link in self.links[pair]:
-                self.loop.call_soon_threadsafe(link.cut)
-
-    def heal(self) -> None:
-        for links in self.links.values():
-            for link in links:
-                self.loop.call_soon_threadsafe(link.heal)
-
-    def up(self, name: str, *others: str) -> bool:
-        shown = self.locations[name].state()["locations"]
-        return all(shown[other]["up"] and shown[other]["models"] for other in others)
-
-    def close(self) -> None:
-        for location in self.locations.values():
-            location.stop()
-        for links in self.links.values():
-            for link in links:
-                self.run(link.close())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
-        self.loop.close()
+NEAR = {frozenset(("ams", "lhr")): 0.02}
 
 
 @pytest.fixture
@@ -96,21 +27,27 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.close()
 
 
-def ask(url: str, words: int, tokens: int = 40) -> tuple[int, dict[str, str], Any]:
-    """One request of so many words, not streamed."""
-    body = {
-        "model": "demo", "max_tokens": tokens, "metadata": {"output_tokens": tokens},
-        "messages": [{"role": "user", "content": "word " * words}],
-    }  # fmt: skip
-    request = urllib.request.Request(
-        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, dict(answer.headers), json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, dict(error.headers), json.loads(error.read())
+@pytest.fixture
+def two(world: World, start_engine: StartEngine) -> World:
+    """A slow engine in ams, a fast one in lhr, which see each other."""
+    world.build({"ams": [start_engine(profile="l4").url], "lhr": [start_engine(profile="h100").url]}, NEAR)
+    world.meshed()
+    return world
+
+
+def burst(url: str, count: int = 24, words: int = 400) -> list[tuple[int, dict[str, str], Any]]:
+    """So many requests at once."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda _: ask(url, words), range(count)))
+
+
+def spilled(answers: list[tuple[int, dict[str, str], Any]]) -> int:
+    return sum(bool(headers.get("x-headrace-spill")) for _, headers, _ in answers)
+
+
+def counted(metrics: str, name: str) -> float:
+    """The sum of a counter over its labels."""
+    return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)", metrics, re.M))
 
 
 def test_what_one_cannot_take_goes_to_the_other(world: World, start_engine: StartEngine) -> None:
@@ -120,7 +57,7 @@ def test_what_one_cannot_take_goes_to_the_other(world: World, start_engine: Star
         {frozenset(("ams", "lhr")): 0.02},
     )
     ams, lhr = world.locations["ams"], world.locations["lhr"]
-    eventually(lambda: world.up("ams", "lhr") and world.up("lhr", "ams"), "the mesh is there")
+    world.meshed()
     shown = ams.state()["locations"]["lhr"]
     assert 40 <= shown["rtt_ms"] < 1000
     with ThreadPoolExecutor(12) as pool:
@@ -142,3 +79,107 @@ def test_what_one_cannot_take_goes_to_the_other(world: World, start_engine: Star
         assert all(attempt["instance"] not in ("ams", "lhr") for attempt in taken["attempts"]), "it crossed twice"
     eventually(lambda: 0.0 == ams.outstanding() == lhr.outstanding(), "the ledgers are empty")
     assert f'headrace_spills_total{{location="lhr",outcome="answered"}} {len(spilled)}.0' in ams.metrics()
+
+
+@pytest.mark.parametrize("way", ["both", "there", "back"])
+def test_a_cut_fails_nobody(two: World, way: str) -> None:
+    """What was under way there and had no first byte is served here; nothing more goes there; when it heals, all is as before."""
+    ams = two.locations["ams"]
+    with ThreadPoolExecutor(24) as pool:
+        under_way = [pool.submit(ask, ams.url, 400) for _ in range(24)]
+        time.sleep(0.05)
+        if way == "both":
+            two.cut("ams", "lhr")
+        else:
+            two.cut_one_way(*(("ams", "lhr") if way == "there" else ("lhr", "ams")))
+        assert [200] * 24 == [task.result()[0] for task in under_way]
+    eventually(lambda: not two.up("ams", "lhr"), "the cut is seen")
+    time.sleep(4 * INTERVAL)  # the last digest is no longer believed
+    answers = burst(ams.url, 12)
+    assert [200] * 12 == [status for status, _, _ in answers]
+    assert 0 == spilled(answers)
+    two.heal()
+    two.meshed()
+    eventually(lambda: spilled(burst(ams.url)) > 0, "it spills again", seconds=30)
+
+
+def test_an_agent_killed(two: World) -> None:
+    """No request notices; the next one is on the mesh again, with new secrets."""
+    ams = two.locations["ams"]
+    pid = ams.state()["agent"]["pid"]
+    with ThreadPoolExecutor(24) as pool:
+        under_way = [pool.submit(ask, ams.url, 400) for _ in range(24)]
+        os.kill(pid, signal.SIGKILL)
+        assert [200] * 24 == [task.result()[0] for task in under_way]
+
+    def back() -> bool:
+        try:
+            return bool(ams.state()["agent"]["pid"] != pid and two.up("ams", "lhr") and two.up("lhr", "ams"))
+        except OSError:
+            return False
+
+    eventually(back, "a new agent is on the mesh", seconds=20)
+    eventually(lambda: spilled(burst(ams.url)) > 0, "it spills again", seconds=30)
+    assert 0 == counted(two.locations["lhr"].metrics(), "headrace_hops_rejected_total")
+
+
+def test_a_location_killed(two: World) -> None:
+    """What it had not begun to answer is served at home."""
+    ams, lhr = two.locations["ams"], two.locations["lhr"]
+    with ThreadPoolExecutor(24) as pool:
+        under_way = [pool.submit(ask, ams.url, 400) for _ in range(24)]
+        time.sleep(0.1)
+        lhr.exit_code = None
+        lhr.kill()
+        assert [200] * 24 == [task.result()[0] for task in under_way]
+    eventually(lambda: not two.up("ams", "lhr"), "it is seen to be gone")
+    assert 0 == spilled(burst(ams.url, 6))
+    two.locations.pop("lhr")
+
+
+def test_a_location_without_engines(world: World, start_engine: StartEngine) -> None:
+    """Spills all, and says so."""
+    dead = start_engine(profile="fast")
+    world.build({"ams": [dead.url], "lhr": [start_engine(profile="h100").url]}, NEAR)
+    world.meshed()
+    dead.stop()
+    ams = world.locations["ams"]
+    eventually(lambda: not ams.state()["models"]["demo"][0]["ready"], "the engine is seen to be gone")
+
+    def all_spilled() -> bool:
+        """At once or, should a busy machine have kept a digest back for three intervals, a moment later."""
+        answers = burst(ams.url, 8, 20)
+        return [200] * 8 == [status for status, _, _ in answers] and spilled(answers) == 8
+
+    eventually(all_spilled, "all is spilled", seconds=20)
+
+
+def test_everybody_has_too_much(world: World, start_engine: StartEngine) -> None:
+    """No ping-pong: a request crosses once at most, and few cross at all; every one is answered or told when to come."""
+    engines = {name: [start_engine(profile="l4").url] for name in ("ams", "lhr")}
+    world.build(engines, NEAR, all={"limits": {"queue_timeout": "2s"}})
+    world.meshed()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda name: burst(world.locations[name].url, 40, 1500), engines))
+    answers = [one for some in found for one in some]
+    assert {status for status, _, _ in answers} <= {200, 429}
+    for status, headers, _ in answers:
+        assert status == 200 or int(headers["retry-after-ms"]) > 0
+    sent = sum(counted(location.metrics(), "headrace_spills_total") for location in world.locations.values())
+    assert sent <= 0.2 * len(answers)
+    for name, location in world.locations.items():
+        eventually(lambda location=location: 0.0 == location.outstanding(), f"the ledger of {name} is empty")
+
+
+def test_a_forged_hop(two: World) -> None:
+    """Is a client's request like any other, counted, and not even spilled."""
+    ams = two.locations["ams"]
+    body = b'{"model":"demo","max_tokens":2,"messages":[{"role":"user","content":"hi"}]}'
+    forged = f"1;lhr;ams;abcdef;0;;{time.monotonic_ns()};id;{'0' * 64}"
+    for hop, reason in ((forged, "bad_mac"), ("1;x", "malformed"), (forged.replace("lhr", "nyc"), "unknown_origin")):
+        request = urllib.request.Request(f"{ams.url}/v1/chat/completions", body, {"x-headrace-hop": hop})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert 200 == answer.status
+            assert "id" != answer.headers["x-request-id"]
+        counter = f'headrace_hops_rejected_total{{reason="{reason}"}} 1.0'
+        eventually(lambda counter=counter: counter in ams.metrics(), f"{reason} is counted")
