@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from balancer import digest
 from balancer.mesh import wire
 from balancer.mesh.mesh import Mesh, Tls
@@ -145,8 +147,8 @@ class Peers:
 
     def _tell(self, digests: tuple[Digest, ...]) -> None:
         assert self.mesh is not None  # noqa: S101
-        if self._agent.processes.draining:
-            digests = ()  # a location that is about to end takes nothing more
+        if self._agent.processes.draining:  # a location that is about to end takes nothing more
+            digests = tuple(msgspec.structs.replace(one, accepting=False) for one in digests)
         self._seq += 1
         self.mesh.tell(Told(self._seq, time.monotonic_ns(), self._residency, digests, self._own_work()))
 

@@ -109,9 +109,9 @@ class Abroad:
 
     # who leaves
 
-    def choose(self, ask: Ask, now: int, been: Collection[str] = ()) -> tuple[Verdict, int, int]:
+    def choose(self, ask: Ask, now: int, been: Collection[str] = (), *, gone: bool = False) -> tuple[Verdict, int, int]:
         """The rule's verdict for a request of our own client, with its prompt and predicted output tokens. `been`: locations
-        that did not take it.
+        that did not take it; `gone`: nobody here takes it either.
         """
         router = self._plane.router
         estimator = router.estimator(ask.model)
@@ -119,6 +119,8 @@ class Abroad:
         output = estimator.output_tokens(prompt, ask.max_tokens)
         tags = self._site.residency.get(ask.model)
         rule, here = self._rules[ask.model], self.here(ask.model, now)
+        if gone:
+            here = msgspec.structs.replace(here, capacity=0.0)
         unsigned = [location for location, keys in self._keys.items() if not keys.sign]
         verdict = rule.decide(here, prompt, output, now, tags=(tags,) if tags else (), without=(*been, *unsigned))
         return verdict, prompt, output

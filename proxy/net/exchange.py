@@ -108,9 +108,9 @@ class Exchange(msgspec.Struct, eq=False):
             return False
         return not self.head.hop and self._leave(abroad, now)
 
-    def _leave(self, abroad: Abroad, now: int) -> bool:
-        """Sends it to another location, if that is better."""
-        verdict, prompt, output = abroad.choose(self.ask, now, self.been)
+    def _leave(self, abroad: Abroad, now: int, *, gone: bool = False) -> bool:
+        """Sends it to another location, if that is better; `gone`: nobody here takes it."""
+        verdict, prompt, output = abroad.choose(self.ask, now, self.been, gone=gone)
         location = verdict.location
         if not location:
             return False
@@ -356,15 +356,31 @@ class Exchange(msgspec.Struct, eq=False):
                     self._place(found, now)
                     return
                 self.plane.count("headrace_retry_budget_exhausted_total|" + outcome)
+            elif self._rescued(outcome, now):
+                return
         self._refuse(error, now)
+
+    def _rescued(self, outcome: Outcome, now: int) -> bool:
+        """Sends it to another location after all instances here have failed; their probes may not have noticed yet."""
+        plane, model = self.plane, self.ask.model
+        if plane.abroad is None or self.been or self.head.hop or not plane.router.serves(model):
+            return False
+        if not plane.router.budget.take(now):
+            return False
+        plane.count("headrace_retries_total|" + outcome)
+        return self._leave(plane.abroad, now, gone=True)
 
     def _come_back(self, outcome: Outcome, status: int, now: int) -> None:
         """The other location did not take it: it is placed here, or tried once elsewhere if nobody here takes it."""
         location, self.spilled = self.spilled, ""
         how = "refused" if outcome is Outcome.SATURATED else "failed"
         self.plane.count(f"headrace_spills_total|{location}:{how}")
-        abroad = self.plane.abroad
-        if len(self.been) == 1 and abroad is not None and abroad.here(self.ask.model, now).instances == 0:
+        plane, model = self.plane, self.ask.model
+        abroad = plane.abroad
+        if not plane.router.serves(model):  # it left the config meanwhile
+            self._refuse(errors.NoInstance(model), now)
+            return
+        if len(self.been) == 1 and abroad is not None and abroad.here(model, now).instances == 0:
             if self._leave(abroad, now):
                 return
             self._refuse(errors.spent(outcome, ((a.instance, a.status or a.outcome) for a in self.attempts)), now)

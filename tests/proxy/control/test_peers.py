@@ -91,8 +91,10 @@ def test_what_it_tells() -> None:
         Ledger(agent.board.ints, agent.board.base(0)).acquire(3, 9000, 5, [1] * 64)
         await until(lambda: not told().accepting)
         assert (9000, 1) == (told().work, told().running)
+        agent.board.clear(0)
+        await until(lambda: told().accepting)
         agent.processes = Processes([], 0, True)
-        await until(lambda: lhr.heard.told is not None and not lhr.heard.told.digests)
+        await until(lambda: not told().accepting)
 
     run(lhr, test)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from balancer.ledger import WIDTH
-from balancer.model import Digest
+from balancer.model import Digest, Table
 from balancer.spill import IN_FLIGHT
 from proxy.control.messages import Remote
 from proxy.core.hop import Hop, write
@@ -230,6 +230,46 @@ def test_once_elsewhere_when_nobody_is_here() -> None:
     assert got.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after" in got
     assert bench.clean
+
+
+def test_when_all_here_have_failed() -> None:
+    """Before any probe has noticed: the last resort is another location, once, within the retry budget."""
+    for reached in (True, False):
+        bench = Places(engines=1)
+        if reached:
+            bench.hear()
+        client, transport = bench.ask()
+        bench.engine_of(client)[0].data_received(answer(b"", 500))
+        if not reached:
+            assert transport.take().startswith(b"HTTP/1.1 502 ")
+            continue
+        bench.reach()
+        there, _ = bench.engine_of(client)
+        assert "lhr" == there.pool.upstream.name
+        there.data_received(answer())
+        assert b"x-headrace-spill: ams>lhr\r\n" in transport.take()
+        assert bench.clean
+
+
+def test_one_that_came_from_another_is_not_sent_on() -> None:
+    """Not even when all here have failed."""
+    bench = Places(engines=1)
+    bench.hear()
+    client, transport = bench.client()
+    client.data_received(post(BODY, hop(bench, BODY)))
+    bench.engine_of(client)[0].data_received(answer(b"", 500))
+    assert transport.take().startswith(b"HTTP/1.1 502 ")
+    assert bench.clean
+
+
+def test_a_model_that_left_while_its_request_was_away() -> None:
+    """It comes back to nobody, and says so."""
+    bench, client, transport, _ = spilled()
+    connection, _ = bench.engine_of(client)
+    bench.router.update(Table(2, {}), bench.now)
+    connection.data_received(REFUSED)
+    assert transport.take().startswith(b"HTTP/1.1 503 ")
+    assert 0 == bench.plane.active
 
 
 # who comes
