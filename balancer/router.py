@@ -189,6 +189,10 @@ class Router:
             if model in learned and not estimator.samples:
                 estimator.restore(learned[model])
 
+    def running(self, cell: int) -> int:
+        """Requests in flight at an instance, all workers' together."""
+        return self._ledger.outstanding(cell)[2]
+
     def estimator(self, model: str) -> Estimator:
         """The model's estimator; KeyError if the Table does not know the model."""
         return self._estimators[model]
@@ -207,16 +211,24 @@ class Router:
         view = self._views.get(model)
         return view.capacity if view is not None else 0.0
 
-    def here(self, location: str, model: str, now: int, context: float, workers: int = 1) -> Digest:
+    def here(
+        self,
+        location: str,
+        model: str,
+        now: int,
+        context: float,
+        coefficients: tuple[float, float, float],
+        workers: int = 1,
+    ) -> Digest:
         """This location as the others would see it now, its queue included: each of the `workers` is taken to have as much in
-        its queue as this one. An ejected instance counts as gone.
+        its queue as this one. An ejected instance counts as gone. `context`, `coefficients`: see `balancer.digest`.
         """
         view, out = self._views[model], self.health.out
         instances = [i for i in view.instances if i.cell not in out] if out and not view.panic else view.instances
         waiting = self._queues[model].prompt_tokens * workers
         return digest.make(
             location, model, now, instances, view.fleet.reference, self._ledger.outstanding, self._settings.ttft_target,
-            context, waiting=waiting,
+            context, waiting=waiting, coefficients=coefficients,
         )  # fmt: skip
 
     def serves(self, model: str) -> bool:

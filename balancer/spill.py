@@ -50,6 +50,7 @@ class Cost(NamedTuple):
     prefill: float  # P b
     decode: float  # omega L tpot
     rtt: float
+    work: float = 0.0  # W + F, tokens
 
     @property
     def total(self) -> float:
@@ -85,6 +86,7 @@ def cost(
         prompt * digest.instances / digest.capacity,
         OMEGA * output * tpot(digest, sequences),
         rtt,
+        digest.work + tokens,
     )
 
 

@@ -25,7 +25,6 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from balancer.board import Board
-from balancer.digest import Context
 from balancer.model import Fleet, Instance, Table
 from proxy.config import Config, Engine
 from proxy.control import views
@@ -275,9 +274,7 @@ class Agent:
         for record in batch.records:
             shift(record, batch.offset)
             self.metrics.observe(record)
-            if record.prompt_tokens_estimated:
-                context = self.peers.contexts.setdefault(record.model, Context())
-                context.observe(record.prompt_tokens or record.prompt_tokens_estimated, record.output_tokens)
+            self.peers.observe(record)
             self.totals["requests"] += 1
             self.totals["outcome:" + record.outcome] += 1
             self.kept.add(record)

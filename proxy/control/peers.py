@@ -27,6 +27,7 @@ from balancer.mesh.wire import InstanceWork, Told
 from balancer.model import Digest
 from proxy.config import Config, MeshTls
 from proxy.control.messages import News, Remote
+from telemetry.record import Record
 
 if TYPE_CHECKING:
     from proxy.control.agent import Agent
@@ -35,6 +36,7 @@ log = logging.getLogger("headrace.agent")
 SECOND = 1_000_000_000
 JITTER = 0.1  # of the interval
 LOOK = 0.1  # s between two looks at the guards and at what the mesh has said
+MEASURABLE = 8  # output tokens from which a stream tells its engine's speed
 NODE_FRESH = 3  # intervals for which another node's work counts, and a second
 
 
@@ -57,7 +59,8 @@ class Peers:
 
     def __init__(self, agent: "Agent") -> None:
         self.failures: Counter[tuple[str, str]] = Counter()  # by peer and reason
-        self.contexts: dict[str, digest.Context] = {}
+        self._contexts: dict[str, digest.Context] = {}  # by model
+        self._speeds: dict[str, digest.Speed] = {}
         self.mesh: Mesh | None = None
         self._agent = agent
         self._random = random.Random(os.urandom(16))
@@ -123,6 +126,23 @@ class Peers:
         if self.mesh is not None:
             await self.mesh.stop()
 
+    def observe(self, record: Record) -> None:
+        """Takes what a request tells of how much its engine holds, and how fast it is."""
+        if not record.prompt_tokens_estimated or record.spill_to not in ("", record.location):
+            return
+        context = self._contexts.setdefault(record.model, digest.Context())
+        context.observe(record.prompt_tokens or record.prompt_tokens_estimated, record.output_tokens)
+        table = self._agent.table
+        if record.outcome != "ok" or not record.first_token or record.output_tokens < MEASURABLE or table is None:
+            return
+        fleet = table.models.get(record.model)
+        name = record.attempts[-1].instance
+        for instance in fleet.instances if fleet is not None else ():
+            if instance.name == name:
+                tpot = (record.last_byte - record.first_token) / (record.output_tokens - 1) / SECOND
+                running = self._agent.board.outstanding(instance.cell)[2] + 1
+                self._speeds.setdefault(record.model, digest.Speed()).observe(tpot, running, context.tokens)
+
     # out
 
     def _digests(self) -> tuple[Digest, ...]:
@@ -140,7 +160,8 @@ class Peers:
                 fleet.reference,
                 agent.board.outstanding,
                 target,
-                self.contexts[model].tokens if model in self.contexts else digest.CONTEXT,
+                self._contexts.setdefault(model, digest.Context()).tokens,
+                coefficients=self._speeds.setdefault(model, digest.Speed()).coefficients,
             )
             for model, fleet in agent.table.models.items()
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from balancer.digest import Context
+from balancer.digest import Context, Speed
 from balancer.model import Ask, Candidate, Decision, Digest, Instance, Outcome
 from balancer.spill import Cost, Forward, Peer, Spillover, Verdict, refuses
 from proxy.core import hop as hops
@@ -71,6 +71,7 @@ class Abroad:
         self._seen: OrderedDict[bytes, int] = OrderedDict()  # MACs, and when they came
         self._views: dict[str, Digest] = {}
         self._contexts: dict[str, Context] = {}
+        self._speeds: dict[str, Speed] = {}
 
     def configure(self, site: Site) -> None:
         """Takes a new Site; what is known of locations that stay is kept."""
@@ -145,7 +146,8 @@ class Abroad:
         view = self._views.get(model)
         if view is None or now - view.ts > VIEW_NS:
             context = self._contexts.setdefault(model, Context())
-            view = self._plane.router.here(self._site.location, model, now, context.tokens, self._workers)
+            speed = self._speeds.setdefault(model, Speed()).coefficients
+            view = self._plane.router.here(self._site.location, model, now, context.tokens, speed, self._workers)
             self._views[model] = view
         return view
 
@@ -155,6 +157,11 @@ class Abroad:
         view = self._views.get(model)
         if view is not None:
             self._views[model] = msgspec.structs.replace(view, work=view.work + prompt, running=view.running + 1)
+
+    def observe(self, model: str, cell: int, tpot: float) -> None:
+        """A stream of an instance here took `tpot` s a token."""
+        context = self._contexts.setdefault(model, Context()).tokens
+        self._speeds.setdefault(model, Speed()).observe(tpot, self._plane.router.running(cell) + 1, context)
 
     def forwarded(self, model: str, location: str, prompt: int, now: int) -> Forward:
         """A request is on its way there; to be followed by one `ended`."""
@@ -221,5 +228,5 @@ class Abroad:
 
 
 def _candidate(cost: Cost) -> Candidate:
-    """A location among the candidates of a record: its whole cost is the score."""
-    return Candidate(cost.location, cost.total, 0, 0, 0, 0, 0.0, 1.0)
+    """A location among the candidates of a record: its whole cost is the score, what waits there its prefill."""
+    return Candidate(cost.location, cost.total, int(cost.work), 0, 0, 0, 0.0, 1.0)

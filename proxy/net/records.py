@@ -90,7 +90,10 @@ def learn(exchange: "Exchange") -> None:
     prompt, output, events = tokens_of(exchange)
     exchange.plane.router.learn(exchange.ask, prompt, output, events)
     if exchange.first_token and output > 1:
-        exchange.plane.observe_tpot((exchange.relay.last - exchange.first_token) // (output - 1))
+        tpot = (exchange.relay.last - exchange.first_token) // (output - 1)
+        exchange.plane.observe_tpot(tpot)
+        if exchange.plane.abroad is not None and not exchange.spilled:
+            exchange.plane.abroad.observe(exchange.ask.model, exchange.tried[-1], tpot * 1e-9)
 
 
 def settle(exchange: "Exchange") -> None:

@@ -16,7 +16,9 @@ from proxy.config import Address, Config, Engine, Mesh, Model, Peer
 from proxy.control import views
 from proxy.control.agent import Agent
 from proxy.control.messages import News, Processes
+from telemetry.record import Attempt
 from tests.balancer.mesh.test_mesh import INTERVAL, Node, until
+from tests.support.records import record
 
 ENGINE = Engine("http://127.0.0.1:9", "gpu-9")
 
@@ -95,6 +97,29 @@ def test_what_it_tells() -> None:
         await until(lambda: told().accepting)
         agent.processes = Processes([], 0, True)
         await until(lambda: not told().accepting)
+
+    run(lhr, test)
+
+
+def test_what_records_tell() -> None:
+    """Streams that ended here say how fast the engines are; what was spilled says it of others."""
+    lhr = Node("lhr")
+
+    async def test(agent: Agent, worker: Link) -> None:
+        await until(lambda: lhr.heard.told is not None)
+        assert lhr.heard.told is not None
+        before = lhr.heard.told.digests[0].t0
+        attempt = Attempt("gpu-9", "0" * 16, 0, 1, "ok")
+        slow = record(
+            model="m", attempts=[attempt], outcome="ok", first_token=10**9, last_byte=21 * 10**9, output_tokens=101
+        )
+        away = record(
+            model="m", attempts=[attempt], outcome="ok", first_token=1, last_byte=2, output_tokens=101, spill_to="lhr"
+        )
+        for _ in range(200):
+            agent.peers.observe(slow)
+            agent.peers.observe(away)
+        await until(lambda: lhr.heard.told is not None and lhr.heard.told.digests[0].t0 > 5 * before)
 
     run(lhr, test)
 

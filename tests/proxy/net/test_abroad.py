@@ -272,6 +272,18 @@ def test_a_model_that_left_while_its_request_was_away() -> None:
     assert 0 == bench.plane.active
 
 
+def test_how_fast_the_engines_here_are_shows() -> None:
+    """What leaves is weighed against what tokens really take here."""
+    bench = Places()
+    abroad = bench.plane.abroad
+    assert abroad is not None
+    now = time.monotonic_ns()
+    before = abroad.here("m", now).t0
+    for _ in range(200):
+        abroad.observe("m", 0, 0.2)
+    assert abroad.here("m", now + SECOND).t0 > 5 * before
+
+
 # who comes
 
 
