@@ -25,6 +25,7 @@ SECOND = 1_000_000_000  # ns
 HELLO = 3.0  # s for a stream to begin
 PATIENCE = 3  # intervals, and a second, without a word until a stream is given up
 REDIAL, REDIAL_MAX = 0.25, 1.0  # s, +-50 %
+PING_EVERY = 5  # digests, once the distance is known
 STREAMS = 4  # not yet greeted, at once
 STOP = 1.0  # s for streams to end
 OPTIONS: list[tuple[str, Any]] = [
@@ -79,6 +80,7 @@ class _Conversation:
         self.session = session
         self.wake = asyncio.Event()
         self.over = asyncio.Event()
+        self.turn = 0  # digests so far
         self._first: list[pb.Frame] = []
         self._digests: pb.Frame | None = None
 
@@ -186,7 +188,9 @@ class Mesh:
         now = self._clock.monotonic()
         for identity, talk in self._talks.items():
             talk.tell(inner if identity.location == self.me.location else outer)
-            talk.answer(talk.session.ping(now))
+            talk.turn += 1
+            if not talk.session.settled or talk.turn % PING_EVERY == 0:  # a frame costs more than what it says
+                talk.answer(talk.session.ping(now))
 
     def sessions(self) -> dict[Identity, Session]:
         """Who is there."""

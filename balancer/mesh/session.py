@@ -75,6 +75,11 @@ class Session:
         return bool(self._trips)
 
     @property
+    def settled(self) -> bool:
+        """Whether it has been measured often enough."""
+        return len(self._trips) == SAMPLES
+
+    @property
     def rtt(self) -> int:
         """ns there and back."""
         return sum(trip for trip, _ in self._trips) // len(self._trips) if self._trips else 0

@@ -86,6 +86,16 @@ def test_the_shortest_trip_tells_the_clocks() -> None:
     assert 60 * MS == ams.rtt
 
 
+def test_it_settles_after_eight_trips() -> None:
+    ams, lhr = greeted()
+    for number in range(8):
+        assert not ams.settled
+        pong = lhr.receive(ams.ping(number), number, 0)
+        assert pong is not None
+        ams.receive(pong, number, 0)
+    assert ams.settled
+
+
 def test_a_pong_that_answers_nothing() -> None:
     ams, _ = greeted()
     assert "protocol" == reason(ams, pb.Frame(pong=pb.Pong(sent=50, received=0, answered=0)), 10)
