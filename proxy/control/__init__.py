@@ -1,6 +1,6 @@
 """The processes of a location: supervisor (owns sockets, restarts), workers (data plane), agent (control plane).
 
-Arrows: all of ours but `fixtures`; only `agent` imports `balancer.mesh` and the heavy parts of `telemetry`.
+Arrows: all of ours but `fixtures`; only the agent's modules import `balancer.mesh` (`peers`) and the heavy parts of `telemetry`.
 """
 
 import sys
