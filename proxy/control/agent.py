@@ -60,6 +60,7 @@ PUSH_EVERY = 1.0  # s between two Tables that differ in gauges only
 FAREWELL = 5.0  # s that a draining agent waits for the workers to be gone
 RELOAD_TIMEOUT = 30.0
 FILES_EVERY = 1.0  # s
+FORGED = "headrace_hops_rejected_total|"
 LOST = "headrace_records_dropped_total|file"
 
 
@@ -97,6 +98,7 @@ class Agent:
         self.session: aiohttp.ClientSession | None = None
         self.admin = Admin(self)
         self.peers = Peers(self)
+        self.said: set[str] = set()  # what the log was told once
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self.loop.create_future()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -267,6 +269,9 @@ class Agent:
     def _count(self, worker: int, batch: Batch) -> None:
         for key, n in batch.counters.items():
             self.metrics.count(key, n)
+            if key.startswith(FORGED) and key not in self.said:
+                self.said.add(key)
+                log.warning("a hop header proved nothing: %s (said once; counted always)", key.partition("|")[2])
             self.totals[key.partition("|")[0]] += n
         for seconds in batch.lag:
             self.metrics.lag(worker, seconds)

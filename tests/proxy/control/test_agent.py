@@ -244,6 +244,21 @@ def test_batch_that_comes_twice() -> None:
     with_agent(talk)
 
 
+def test_forged_hops_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Each reason; all are counted."""
+
+    async def talk(agent: Agent, control: Told) -> None:
+        worker = Told()
+        agent._on_worker(worker, Hello(0, 4321))
+        for number, reason in enumerate(("bad_mac", "bad_mac", "replayed"), 1):
+            agent._on_worker(worker, Batch(number, [], {f"headrace_hops_rejected_total|{reason}": 2}, []))
+        assert 6 == agent.totals["headrace_hops_rejected_total"]
+
+    with_agent(talk)
+    said = [record.getMessage() for record in caplog.records if "hop header" in record.getMessage()]
+    assert ["bad_mac", "replayed"] == [text.split(": ")[1].split(" ")[0] for text in said]
+
+
 def test_what_a_worker_has_learned_is_told_to_the_next() -> None:
     async def talk(agent: Agent, control: Told) -> None:
         await configure(agent, 1, A)
