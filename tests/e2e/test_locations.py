@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.http import eventually
-from tests.support.servers import Engine
+from tests.support.servers import Engine, Location, free_ports
 from tests.support.world import INTERVAL, World, ask
 
 StartEngine = Callable[..., Engine]
@@ -183,3 +183,27 @@ def test_a_forged_hop(two: World) -> None:
             assert "id" != answer.headers["x-request-id"]
         counter = f'headrace_hops_rejected_total{{reason="{reason}"}} 1.0'
         eventually(lambda counter=counter: counter in ams.metrics(), f"{reason} is counted")
+
+
+def test_two_nodes_of_one_location(tmp_path: Path, start_engine: StartEngine) -> None:
+    """They share two engines: what one has put on an engine sends the other's requests to the other engine."""
+    engines = [{"url": start_engine(profile="l4").url, "name": name} for name in ("one", "two")]
+    ports = free_ports(2)
+    nodes = []
+    for number, (own, other) in enumerate((ports, ports[::-1])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        mesh = {
+            "listen": f"127.0.0.1:{own}", "insecure": True, "interval": f"{INTERVAL}s",
+            "nodes": {str(1 - number): {"mesh": f"127.0.0.1:{other}"}},
+        }  # fmt: skip
+        nodes.append(Location(folder, {"demo": engines}, location="ams", node=str(number), mesh=mesh))
+    first, second = nodes
+    with ThreadPoolExecutor(4) as pool:
+        long = [pool.submit(ask, first.url, 50, 120) for _ in range(3)]
+        eventually(lambda: first.outstanding() > 0, "they are on their way")
+        eventually(lambda: second.outstanding() > 0, "the other node counts them", seconds=20)
+        assert [200] * 3 == [task.result()[0] for task in long]
+    eventually(lambda: 0.0 == first.outstanding() == second.outstanding(), "both ledgers are empty")
+    for node in nodes:
+        node.stop()
