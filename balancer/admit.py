@@ -133,6 +133,10 @@ class Queue:
         """How many wait."""
         return len(self._arrivals)
 
+    def of_class(self, priority: int) -> int:
+        """How many of a priority wait."""
+        return sum(map(len, self._classes.get(priority, {}).values()))
+
     def offer(self, waiter: Waiter, now: int, elsewhere: int = 0) -> Entry:
         """Let it wait, or refuse it. `elsewhere`: how many wait for the model at other workers."""
         wait = self.wait(now, waiter.priority, waiter)

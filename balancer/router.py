@@ -19,7 +19,7 @@ from balancer.choose import DUE, FULL, OPEN, Policy, PowerOfChoices, View
 from balancer.estimate import Estimator
 from balancer.health import Health
 from balancer.ledger import Lease, Ledger
-from balancer.model import Ask, Balancing, Decision, Digest, Outcome, Shut, Table
+from balancer.model import Ask, Balancing, Decision, Digest, Outcome, Priority, Shut, Table
 from balancer.pace import Pace
 from balancer.share import Shares
 
@@ -250,6 +250,10 @@ class Router:
     def queued(self) -> int:
         """Requests that wait here, for any model."""
         return sum(map(len, self._queues.values()))
+
+    def queued_by_class(self) -> list[int]:
+        """The same, by priority."""
+        return [sum(queue.of_class(priority) for queue in self._queues.values()) for priority in Priority]
 
     def usable(self) -> bool:
         """Whether any instance of any model is ready."""

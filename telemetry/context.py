@@ -9,6 +9,7 @@ _KEY = r"[a-z][_0-9a-z\-*/]{0,255}|[a-z0-9][_0-9a-z\-*/]{0,240}@[a-z][_0-9a-z\-*
 _ENTRY = re.compile(rf"(?:{_KEY})=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
 MAX_ENTRIES, MAX_LENGTH = 32, 512
 LONG_ENTRY = 128  # characters; longer ones go first when there is too much
+SAMPLED = 0x01
 KNOWN_FLAGS = 0x03  # sampled, random trace id; the others must be passed on as 0
 
 
@@ -58,3 +59,17 @@ def clean_tracestate(value: bytes) -> str:
         long = [at for at, entry in enumerate(entries) if len(entry) > LONG_ENTRY]
         del entries[long[-1] if long else -1]
     return ",".join(entries)
+
+
+def extend(own: str, value: bytes) -> str:
+    """A `tracestate` to send on: our own entry (key=value) first, the caller's behind it without an older one of ours, at
+    most 32 in all. What the caller sent is left out if it is malformed.
+    """
+    key = own.partition("=")[0] + "="
+    others = [entry for entry in clean_tracestate(value).split(",") if entry and not entry.startswith(key)]
+    return ",".join([own, *others[: MAX_ENTRIES - 1]])
+
+
+def below(share: float) -> str:
+    """What the last 16 hex digits of a sampled trace's id are less than, as strings: OpenTelemetry's TraceIdRatioBased."""
+    return "g" if share >= 1 else f"{round(share * (1 << 64)):016x}"

@@ -13,19 +13,13 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 
 from telemetry import names
+from telemetry.names import OPERATIONS, POLICY, PRIORITIES
 from telemetry.record import Record
 
 MOST_VALUES = 1000
 OTHER = "other"
 NS = 1e-9
 TTFT_GAIN = 0.1  # share of the newest request in the moving average
-PRIORITIES = ("critical", "normal", "batch")
-OPERATIONS = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "text_completion",
-    "/v1/embeddings": "embeddings",
-    "/v1/responses": "generate_content",
-}
 
 
 _COUNTED = {f"{metric.name}_total": metric for metric in names.COUNTED}
@@ -126,20 +120,23 @@ class Metrics:
             waited = (record.routed or record.done) - record.queued
             self._of(names.QUEUE_WAIT, PRIORITIES[record.priority]).observe(waited * NS)
         if record.reason:
-            self._of(names.DECISIONS, record.reason, record.location).inc()
+            self._of(names.DECISIONS, POLICY, record.reason, record.spill_to or record.location).inc()
         if record.sent and len(record.attempts) == 1:
             waited = record.routed - record.queued if record.queued else 0
             spent = record.sent - record.accepted - waited - record.attempts[0].connect_ns
             self._of(names.OVERHEAD, "before_upstream").observe(max(0, spent) * NS, exemplar)
+        if record.relayed:
+            spent = record.relayed - record.first_byte
+            self._of(names.OVERHEAD, "first_chunk").observe(max(0, spent) * NS, exemplar)
 
     def _observe_tokens(self, record: Record, labels: tuple[str, ...], exemplar: dict[str, str]) -> None:
-        model = record.model
+        model, tenant_class = record.model, PRIORITIES[record.priority]
         if record.prompt_tokens:
-            self._of(names.TOKENS, "input", model).inc(record.prompt_tokens)
+            self._of(names.TOKENS, "input", model, tenant_class).inc(record.prompt_tokens)
         if record.cached_tokens:
-            self._of(names.TOKENS, "cached", model).inc(record.cached_tokens)
+            self._of(names.TOKENS, "cached", model, tenant_class).inc(record.cached_tokens)
         if record.output_tokens:
-            self._of(names.TOKENS, "output", model).inc(record.output_tokens)
+            self._of(names.TOKENS, "output", model, tenant_class).inc(record.output_tokens)
             if record.outcome == "ok" and record.output_tokens_predicted:
                 ratio = record.output_tokens / record.output_tokens_predicted
                 self._of(names.ESTIMATE_ERROR, model).observe(ratio)

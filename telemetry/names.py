@@ -1,4 +1,5 @@
-"""Every metric's name, kind, help, labels and buckets, as data. Names stand here and nowhere else.
+"""Every metric's name, kind, help, labels and buckets, and every span's attributes, as data. Names stand here and nowhere
+else.
 
 Workers send counters as "METRIC_total|VALUES" strings, VALUES being those of its labels with colons between; those
 metrics are `COUNTED`.
@@ -45,12 +46,17 @@ TPOT = Metric(
     "gen_ai_server_time_per_output_token_seconds", "histogram", "Mean time of an output token after the first",
     (*_GEN_AI, "instance"), TPOT_BUCKETS,
 )  # fmt: skip
-TOKENS = Metric("headrace_tokens", "counter", "Tokens by direction: input, output, cached", ("direction", "model"))
+TOKENS = Metric(
+    "headrace_tokens",
+    "counter",
+    "Tokens by direction: input, output, cached; the class is the tenant's priority",
+    ("direction", "model", "tenant_class"),
+)
 REQUESTS = Metric("headrace_requests", "counter", "Requests that ended", ("route", "code", "outcome"))
 OVERHEAD = Metric(
     "headrace_overhead_seconds",
     "histogram",
-    "Time spent here: before the engine got the request",
+    "Time spent here: before the engine got the request, and from its first bytes to the client's",
     ("phase",),
     OVERHEAD_BUCKETS,
 )
@@ -61,9 +67,21 @@ QUEUE_WAIT = Metric(
     ("priority",),
     WAIT_BUCKETS,
 )
-DECISIONS = Metric("headrace_decisions", "counter", "Routing decisions by reason", ("reason", "location"))
+DECISIONS = Metric(
+    "headrace_decisions",
+    "counter",
+    "Routing decisions, by reason and chosen location",
+    ("policy", "reason", "location"),
+)
 ESTIMATE_ERROR = Metric(
     "headrace_estimate_error_ratio", "histogram", "Real over predicted output tokens", ("model",), RATIO_BUCKETS
+)
+ENGINE = Metric(
+    "headrace_engine_phase_seconds",
+    "histogram",
+    "An attempt's time by the engine's own spans: queue, prefill, decode; network is the rest before the first token",
+    ("model", "instance", "phase"),
+    WAIT_BUCKETS,
 )
 LAG = Metric(
     "headrace_event_loop_lag_seconds", "histogram", "Worst delay of a timer in a second", ("worker",), LAG_BUCKETS
@@ -79,22 +97,27 @@ REFUSED = Metric("headrace_connections_refused", "counter", "Client connections 
 PAUSES = Metric("headrace_accept_pauses", "counter", "Times that accepting was paused", ("reason",))
 DROPPED = Metric("headrace_records_dropped", "counter", "Records that no agent could take, or no file", ("reason",))
 
-SPILLS = Metric(
-    "headrace_spills", "counter", "Requests sent to another location, by what it did: answered, refused, failed",
-    ("location", "outcome"),
+SPILL = Metric(
+    "headrace_spill", "counter", "Requests sent to another location, by what it did: answered, refused, failed",
+    ("from", "to", "outcome"),
 )  # fmt: skip
-SPILLS_REFUSED = Metric(
-    "headrace_spills_refused",
+SPILL_REFUSED = Metric(
+    "headrace_spill_refused",
     "counter",
     "Requests of other locations that were not taken: guard, residency",
-    ("reason",),
+    ("from", "to", "reason"),
 )
 HOPS_REJECTED = Metric("headrace_hops_rejected", "counter", "Hop headers that proved nothing", ("reason",))
 MESH_FAILURES = Metric(
     "headrace_mesh_failures", "counter", "Streams of the mesh that could not be, or were ended", ("peer", "reason")
 )
 
-QUEUE_DEPTH = Metric("headrace_queue_depth", "gauge", "Requests that wait")
+SPANS = Metric(
+    "headrace_spans", "counter",
+    "Spans: exported, failed, dropped (queue full), forwarded (an engine's), unforwarded", ("state",),
+)  # fmt: skip
+
+QUEUE_DEPTH = Metric("headrace_queue_depth", "gauge", "Requests that wait", ("priority",))
 OUTSTANDING = Metric(
     "headrace_instance_outstanding_tokens", "gauge", "Outstanding work", ("model", "instance", "phase")
 )
@@ -116,11 +139,14 @@ RELOAD_SUCCESS = Metric("headrace_config_reload_success", "gauge", "1 if the las
 
 PEER_UP = Metric("headrace_peer_up", "gauge", "1 if the other location is on the mesh", ("location",))
 PEER_RTT = Metric("headrace_peer_rtt_seconds", "gauge", "Round trip to the other location's mesh", ("location",))
-PEER_AGE = Metric("headrace_peer_digest_age_seconds", "gauge", "Age of what it last said", ("location",))
+DIGEST_AGE = Metric("headrace_digest_age_seconds", "gauge", "Age of what a location last said", ("from", "to"))
 
-OBSERVED = (DURATION, TTFT, TPOT, TOKENS, REQUESTS, OVERHEAD, QUEUE_WAIT, DECISIONS, ESTIMATE_ERROR, LAG)
+OBSERVED = (
+    DURATION, TTFT, TPOT, TOKENS, REQUESTS, OVERHEAD, QUEUE_WAIT, DECISIONS, ESTIMATE_ERROR, ENGINE, LAG,
+    SPANS,
+)  # fmt: skip
 COUNTED = (
-    RETRIES, BUDGET_EXHAUSTED, INTERRUPTIONS, REJECTS, REFUSED, PAUSES, DROPPED, SPILLS, SPILLS_REFUSED, HOPS_REJECTED,
+    RETRIES, BUDGET_EXHAUSTED, INTERRUPTIONS, REJECTS, REFUSED, PAUSES, DROPPED, SPILL, SPILL_REFUSED, HOPS_REJECTED,
     MESH_FAILURES,
 )  # fmt: skip
 COLLECTED = (
@@ -136,6 +162,78 @@ COLLECTED = (
     RELOAD_SUCCESS,
     PEER_UP,
     PEER_RTT,
-    PEER_AGE,
+    DIGEST_AGE,
 )
 ALL = (*OBSERVED, *COUNTED, *COLLECTED)
+
+
+# Spans: OpenTelemetry's conventions for HTTP and GenAI, and ours under `headrace.`
+
+HTTP_METHOD = "http.request.method"
+HTTP_ROUTE = "http.route"
+HTTP_STATUS = "http.response.status_code"
+HTTP_RESENDS = "http.request.resend_count"
+URL_PATH = "url.path"
+CLIENT_ADDRESS = "client.address"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+PROTOCOL_NAME = "network.protocol.name"
+PROTOCOL_VERSION = "network.protocol.version"
+ERROR_TYPE = "error.type"
+
+GEN_AI_OPERATION = "gen_ai.operation.name"
+GEN_AI_PROVIDER = "gen_ai.provider.name"
+GEN_AI_MODEL = "gen_ai.request.model"
+GEN_AI_STREAM = "gen_ai.request.stream"
+GEN_AI_MAX_TOKENS = "gen_ai.request.max_tokens"
+GEN_AI_RESPONSE_MODEL = "gen_ai.response.model"
+GEN_AI_RESPONSE_ID = "gen_ai.response.id"
+GEN_AI_FINISH_REASONS = "gen_ai.response.finish_reasons"
+GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
+GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+GEN_AI_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+GEN_AI_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"  # seconds
+GEN_AI_INPUT = "gen_ai.input.messages"
+GEN_AI_OUTPUT = "gen_ai.output.messages"
+
+LOCATION = "headrace.location"
+REQUEST_ID = "headrace.request.id"
+OUTCOME = "headrace.outcome"
+TENANT = "headrace.tenant"
+SAMPLED_FOR = "headrace.sampled"
+QUEUE_WAIT_MS = "headrace.queue.wait_ms"
+QUEUE_DEPTH_THEN = "headrace.queue.depth"
+PRIORITY = "headrace.priority"
+ROUTE_POLICY = "headrace.route.policy"
+ROUTE_REASON = "headrace.route.reason"
+ROUTE_CANDIDATES = "headrace.route.candidates"
+ROUTE_SCORES = "headrace.route.scores"
+ROUTE_TOKENS = "headrace.route.outstanding_tokens"
+ROUTE_WEIGHTS = "headrace.route.weights"
+ROUTE_VERSION = "headrace.route.weight_version"
+ROUTE_SPILL = "headrace.route.spill"
+ATTEMPTS = "headrace.attempts"
+TPOT_MS = "headrace.tpot_ms"
+INSTANCE = "headrace.instance"
+RETRY_REASON = "headrace.retry.reason"
+SPILL_FROM = "headrace.spill.from"
+SPILL_TO = "headrace.spill.to"
+SPILL_HOP = "headrace.spill.hop"
+
+FIRST_TOKEN = "first_token"  # noqa: S105  events
+CLIENT_GONE = "client_gone"
+UPSTREAM_RESET = "upstream_reset"
+STREAM_STALL = "stream_stall"
+
+ENGINE_QUEUE = "gen_ai.latency.time_in_queue"  # of the engines' own spans; seconds
+ENGINE_PREFILL = "gen_ai.latency.time_in_model_prefill"
+ENGINE_DECODE = "gen_ai.latency.time_in_model_decode"
+
+OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "generate_content",
+}
+PRIORITIES = ("critical", "normal", "batch")
+POLICY = "p2c"  # what decides in the proxy; the simulator knows others

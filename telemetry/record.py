@@ -25,10 +25,18 @@ class Attempt(msgspec.Struct, array_like=True, gc=False):
     outcome: str  # a balancer Outcome
     status: int = 0
     connect_ns: int = 0  # time spent connecting; 0 on a pooled connection
+    location: str = ""  # it went to another location: this one
+
+
+class Content(msgspec.Struct, array_like=True):
+    """What was said, cut to size. `answer`: the bytes that went to the client, head and framing included."""
+
+    prompt: bytes
+    answer: bytes
 
 
 class Record(msgspec.Struct, array_like=True):
-    """See DESIGN 4.5. Message content is never part of it."""
+    """See DESIGN 4.5."""
 
     request_id: str
     trace_id: str  # 32 hex digits
@@ -76,10 +84,16 @@ class Record(msgspec.Struct, array_like=True):
     gap_max_ns: int  # longest silence between two pieces of a stream
     gaps_over_1s: int
     queue_depth: int = 0  # how many waited when it began to wait
+    relayed: int = 0  # the answer's first bytes went to the client
+    response_id: str = ""  # as the engine said, like the next two
+    response_model: str = ""
+    finish_reasons: tuple[str, ...] = ()
+    client_address: str = ""
+    content: Content | None = None  # only if the operator wants it in spans; never shown or kept otherwise
 
 
 MOMENTS = (
-    "accepted", "queued", "routed", "connected", "sent", "first_byte", "first_token", "last_byte", "done",
+    "accepted", "queued", "routed", "connected", "sent", "first_byte", "first_token", "last_byte", "done", "relayed",
 )  # fmt: skip
 
 
@@ -94,8 +108,10 @@ def shift(record: Record, offset: int) -> None:
 
 
 def as_dict(record: Record) -> dict[str, Any]:
-    """A record with its field names, for JSON."""
+    """A record with its field names, for JSON; without what was said."""
     view = msgspec.structs.asdict(record)
+    del view["content"]
+    view["finish_reasons"] = list(record.finish_reasons)
     view["attempts"] = [msgspec.structs.asdict(a) for a in record.attempts]
     view["candidates"] = [dict(zip(CANDIDATE_FIELDS, row, strict=True)) for row in record.candidates]
     return view

@@ -83,6 +83,7 @@ class Agent:
         self.alone.set()
         self.counted: dict[int, tuple[int, int]] = {}  # of each worker: its pid and the last batch that was counted
         self.ejected: dict[int, list[str]] = {}  # what each worker keeps out
+        self.waiting: dict[int, list[int]] = {}  # requests in each worker's queues, by priority
         self.kept = Kept()
         self.finder = Finder()
         self.totals: collections.Counter[str] = collections.Counter()
@@ -131,6 +132,7 @@ class Agent:
             self.processes = message
             alive = {process.worker for process in message.workers}
             self.ejected = {worker: out for worker, out in self.ejected.items() if worker in alive}
+            self.waiting = {worker: queued for worker, queued in self.waiting.items() if worker in alive}
         elif isinstance(message, ReloadResult):
             self.reload_ok = not message.problems
             waiters, self.reload_waiters = self.reload_waiters, []
@@ -275,7 +277,7 @@ class Agent:
             self.totals[key.partition("|")[0]] += n
         for seconds in batch.lag:
             self.metrics.lag(worker, seconds)
-        self.ejected[worker] = batch.ejected
+        self.ejected[worker], self.waiting[worker] = batch.ejected, batch.queued
         for record in batch.records:
             shift(record, batch.offset)
             self.metrics.observe(record)

@@ -86,6 +86,7 @@ class Batch(msgspec.Struct, tag=True, frozen=True):
     counters: dict[str, int]  # "metric|label value" to increment, see telemetry.names
     lag: list[float]  # event loop lag samples, seconds
     ejected: list[str] = []  # instances this worker keeps out just now
+    queued: list[int] = []  # requests that wait at this worker, by priority; none wait if left out
     offset: int = 0  # ns to add to the records' times, which are the worker's monotonic ones, for Unix times
 
 

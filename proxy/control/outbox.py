@@ -29,7 +29,13 @@ class Outbox:
         return self._records
 
     def add(
-        self, records: list[Record], counters: Mapping[str, int], lag: list[float], ejected: list[str], offset: int = 0
+        self,
+        records: list[Record],
+        counters: Mapping[str, int],
+        lag: list[float],
+        ejected: list[str],
+        queued: list[int] | None = None,
+        offset: int = 0,
     ) -> Batch:
         """A new batch; it waits for its acknowledgement."""
         counted = dict(counters)
@@ -37,7 +43,7 @@ class Outbox:
             counted[DROPPED] = counted.get(DROPPED, 0) + self.lost
             self.lost = 0
         self._sequence += 1
-        batch = Batch(self._sequence, records, counted, lag, ejected, offset)
+        batch = Batch(self._sequence, records, counted, lag, ejected, queued or [], offset)
         self._waiting.append(batch)
         self._records += len(records)
         while (self._records > self._limit or len(self._waiting) > self._limit) and len(self._waiting) > 1:

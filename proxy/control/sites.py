@@ -51,6 +51,7 @@ def build(config: Config, cells: dict[str, int], secret: bytes) -> Site:
         config.location, config.limits, names, upstreams, secret, int(time.time()), _remotes(config, cells),
         int((config.mesh.interval if config.mesh else 1.0) * 1e9), config.balancing.ttft_target, config.residency,
         {name: model.residency for name, model in config.models.items() if model.residency},
+        config.telemetry.sample, config.telemetry.content,
     )  # fmt: skip
 
 

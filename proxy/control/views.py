@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from balancer.model import REASONS
 from telemetry import names
 from telemetry.metrics import Sample, percentile
+from telemetry.names import PRIORITIES
 from telemetry.record import Record, as_dict
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ def _since(record: Record, moment: int) -> float | None:
 
 def samples(agent: "Agent") -> Iterable[Sample]:
     """The gauges of this moment, for a scrape."""
-    yield Sample(names.QUEUE_DEPTH, (), agent.board.queued())
+    for priority, name in enumerate(PRIORITIES):
+        yield Sample(names.QUEUE_DEPTH, (name,), sum(queued[priority] for queued in agent.waiting.values() if queued))
     yield Sample(names.CONNECTIONS, (), agent.board.connections())
     yield Sample(names.RECORDS, (), len(agent.kept.records))
     yield Sample(names.CONFIG_INFO, (agent.hash,), 1)
@@ -160,7 +162,8 @@ def samples(agent: "Agent") -> Iterable[Sample]:
         yield Sample(names.PEER_UP, (location,), float(peer["up"]))
         if peer["up"]:
             yield Sample(names.PEER_RTT, (location,), peer["rtt_ms"] / 1000)
-            yield Sample(names.PEER_AGE, (location,), peer["age_s"])
+            here = agent.config.location if agent.config is not None else ""
+            yield Sample(names.DIGEST_AGE, (location, here), peer["age_s"])
     ejected = {name for out in agent.ejected.values() for name in out}
     for model, fleet in (agent.table.models if agent.table is not None else {}).items():
         for instance in fleet.instances:

@@ -299,9 +299,10 @@ class Worker:
         counters, plane.counters = plane.counters, {}
         lag, self.lag = self.lag, []
         records, ejected, offset = plane.take_records(), self.router.ejected(time.monotonic_ns()), plane.offset
-        batches = [self.outbox.add(records[:FULL_BATCH], counters, lag, ejected, offset)]
+        queued = self.router.queued_by_class() if plane.waiting else []
+        batches = [self.outbox.add(records[:FULL_BATCH], counters, lag, ejected, queued, offset)]
         for start in range(FULL_BATCH, len(records), FULL_BATCH):
-            batches.append(self.outbox.add(records[start : start + FULL_BATCH], {}, [], ejected, offset))
+            batches.append(self.outbox.add(records[start : start + FULL_BATCH], {}, [], ejected, queued, offset))
         self._tell(batches)
 
     def _sweep(self) -> None:

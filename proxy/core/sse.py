@@ -7,15 +7,19 @@ with an empty line; lines end with LF, CRLF or CR. A usage event that the client
 """
 
 import re
+from typing import NamedTuple
 
 import msgspec
 
 from balancer.estimate import MAX_TOKENS
 
 HOLD = 16384
+MOST_NAME = 256  # characters of an id or a model's name that are kept
+MOST_CHOICES = 16
 _ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\r\n|\n\n|\r\r")
 _USAGE = re.compile(rb'(?<!\\)"usage"\s*:\s*\{')
+_FINISH = re.compile(rb'(?<!\\)"finish_reason"\s*:\s*"([a-z_]{1,32})"')
 _USAGE_OBJECT = re.compile(rb'(?<!\\)"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
@@ -60,10 +64,34 @@ class _Chunk(msgspec.Struct):
     usage: Usage | None = None
     choices: list[msgspec.Raw] | None = None
     response: _Response | None = None
+    id: str | None = None
+    model: str | None = None
+
+
+class Said(NamedTuple):
+    """What an answer says of itself."""
+
+    id: str = ""
+    model: str = ""
+    finish_reasons: tuple[str, ...] = ()
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_usage = msgspec.json.Decoder(Usage).decode
+
+
+def said_in_body(tail: bytes) -> Said:
+    """The same of a JSON answer, or of its end."""
+    try:
+        chunk = _decode_chunk(tail)
+    except msgspec.DecodeError:
+        return Said()
+    return _said(chunk, tail)
+
+
+def _said(chunk: _Chunk, text: bytes) -> Said:
+    reasons = tuple(reason.decode() for reason in _FINISH.findall(text)[:MOST_CHOICES])
+    return Said((chunk.id or "")[:MOST_NAME], (chunk.model or "")[:MOST_NAME], reasons)
 
 
 def usage_in_body(tail: bytes) -> Usage | None:
@@ -89,12 +117,14 @@ def _payload(event: bytes) -> bytes:
 class EventStream:
     """The bytes of one stream, cut at event boundaries. `feed` returns what may go on now, `finish` the rest."""
 
-    __slots__ = ("events", "hide_usage", "inside", "tail", "usage")
+    __slots__ = ("events", "hide_usage", "inside", "last", "said", "tail", "usage")
 
     def __init__(self, hide_usage: bool) -> None:
         self.hide_usage = hide_usage
         self.events = 0  # `data:` lines seen: close to tokens, set right by usage
         self.usage: Usage | None = None
+        self.said = Said()  # known with usage
+        self.last = b""  # the piece before: why the answer ended stands ahead of its usage
         self.tail = b""  # an event's beginning, kept back
         self.inside = False  # part of an event too large to keep back has gone on
 
@@ -118,7 +148,8 @@ class EventStream:
         if data.startswith(b"data:"):
             self.events += 1
         if b'"usage"' in data:
-            data = self._inspect(data)
+            return self._inspect(data)
+        self.last = data
         return data
 
     def _cut(self, data: bytes) -> bytes:
@@ -156,6 +187,7 @@ class EventStream:
             start = end
             if not self._is_hidden(event):
                 kept.append(event)
+            self.last = event
         return b"".join(kept)
 
     def _is_hidden(self, event: bytes) -> bool:
@@ -167,5 +199,5 @@ class EventStream:
             return False
         usage = chunk.usage or (chunk.response.usage if chunk.response else None)
         if usage is not None:
-            self.usage = usage
+            self.usage, self.said = usage, _said(chunk, self.last + event)
         return self.hide_usage and usage is not None and chunk.choices == []

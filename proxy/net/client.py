@@ -275,6 +275,8 @@ class Client(asyncio.Protocol):
         if hop is not None:
             exchange.hop = hop
             exchange.request_id = hop.request_id
+        if plane.site.content:
+            exchange.kept = records.Kept(body, self.transport.write)
         exchange.start(now)
 
     def _forget_request(self) -> None:

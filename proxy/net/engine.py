@@ -158,8 +158,11 @@ class EngineConnection(asyncio.Protocol):
                 self._fail(exchange, Outcome.GARBAGE)
                 return
         self.aligned = self.between and data[-2:] == b"\r\n"
-        if self.begun or self._begin(exchange, len(data)):
+        if self.begun:
             self._pass_on(now())
+        elif self._begin(exchange, len(data)):
+            self._pass_on(now())
+            exchange.relayed = now()
 
     def _begin(self, exchange: "Exchange", size: int) -> bool:
         """Whether the answer's head is there and the rest goes to the client."""

@@ -20,11 +20,13 @@ from proxy.core.hop import Hop
 from proxy.core.request import Fields, rewrite
 from proxy.core.retry import may_retry, of_status
 from proxy.core.sse import EventStream
+from proxy.net import clock
 from proxy.net.abroad import Abroad
 from proxy.net.engine import EngineConnection, Pool
+from proxy.net.records import Kept
 from proxy.net.relay import Relay
 from proxy.net.site import Upstream
-from telemetry.context import Trace
+from telemetry.context import SAMPLED, Trace
 from telemetry.record import Attempt
 
 if TYPE_CHECKING:
@@ -88,6 +90,8 @@ class Exchange(msgspec.Struct, eq=False):
     forward: Forward | None = None
     been: tuple[str, ...] = ()  # locations that it was sent to
     there: str = ""  # the instance that answered, as that location says
+    relayed: int = 0  # the answer's first bytes went to the client
+    kept: Kept | None = None  # what is said, if the operator wants it in spans
 
     # routing
 
@@ -102,7 +106,7 @@ class Exchange(msgspec.Struct, eq=False):
         """What other locations have to do with it: True if it was refused to one, or sent to one."""
         if self.hop is not None:
             if reason := abroad.refuses(self.ask, self.hop, now):
-                self.plane.count("headrace_spills_refused_total|" + reason)
+                self.plane.count(f"headrace_spill_refused_total|{self.hop.origin}:{self.hop.target}:{reason}")
                 self._refuse(errors.SpillRefused(self.plane.site.location, reason), now)
                 return True
             return False
@@ -226,11 +230,12 @@ class Exchange(msgspec.Struct, eq=False):
         model = upstream.model or self.ask.model
         if self.add_usage or model != self.fields.model:
             body = rewrite(body, self.fields, model, self.add_usage)
+        # who tries again or spills keeps its trace, whatever its share: the engine's spans belong to it
+        flags = trace.flags if len(self.tried) == 1 and not self.spilled else trace.flags | SAMPLED
         ids = (
-            f"x-request-id: {self.request_id}\r\ntraceparent: 00-{trace.trace_id}-{self.span_id}-{trace.flags:02x}\r\n"
+            f"x-request-id: {self.request_id}\r\ntraceparent: 00-{trace.trace_id}-{self.span_id}-{flags:02x}\r\n"
+            f"tracestate: {trace.state}\r\n"
         )
-        if trace.state:
-            ids += f"tracestate: {trace.state}\r\n"
         head, client = self.head, self.client
         origin = client.origin_of(head) if head.forwarded_for else client.origin
         context = origin + ids.encode()
@@ -256,6 +261,7 @@ class Exchange(msgspec.Struct, eq=False):
         text = heads.whole(answer, self._lines(), body)
         self.bytes_out = len(text)
         self.client.transport.write(text)
+        self.relayed = clock.now()
         self._finish(OK, now)
 
     def answered(self, connection: EngineConnection, now: int) -> bool:
@@ -283,7 +289,8 @@ class Exchange(msgspec.Struct, eq=False):
         if framing is heads.Framing.CLOSE:
             self.client.keep_alive = False
         self.relay = Relay(
-            self.client.transport.write, heads.to_client(self.status, answer, framing, self._lines()),
+            self.client.transport.write if self.kept is None else self.kept.write,
+            heads.to_client(self.status, answer, framing, self._lines()),
             framing is heads.Framing.CHUNKED,
             EventStream(self.add_usage) if answer.events else None, lease, self._first_token, now,
         )  # fmt: skip
@@ -374,7 +381,7 @@ class Exchange(msgspec.Struct, eq=False):
         """The other location did not take it: it is placed here, or tried once elsewhere if nobody here takes it."""
         location, self.spilled = self.spilled, ""
         how = "refused" if outcome is Outcome.SATURATED else "failed"
-        self.plane.count(f"headrace_spills_total|{location}:{how}")
+        self.plane.count(f"headrace_spill_total|{self.plane.site.location}:{location}:{how}")
         plane, model = self.plane, self.ask.model
         abroad = plane.abroad
         if not plane.router.serves(model):  # it left the config meanwhile
@@ -438,9 +445,18 @@ class Exchange(msgspec.Struct, eq=False):
             self.plane.abroad.ended(self.ask.model, self.spilled, self.forward, outcome, now)
             self.forward = None
             if self.first_byte:
-                self.plane.count(f"headrace_spills_total|{self.spilled}:answered")
+                self.plane.count(f"headrace_spill_total|{self.plane.site.location}:{self.spilled}:answered")
         self.attempts.append(
-            Attempt(self.upstream.name, self.span_id, self.attempt_start, now, outcome, status, self.connect_ns)
+            Attempt(
+                self.upstream.name,
+                self.span_id,
+                self.attempt_start,
+                now,
+                outcome,
+                status,
+                self.connect_ns,
+                self.spilled,
+            )
         )
         if outcome is not OK or self.tried[-1] in self.plane.router.health.notes:
             self.report(outcome, now)

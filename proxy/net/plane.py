@@ -22,7 +22,7 @@ from proxy.net.client import Client
 from proxy.net.engine import EngineConnection, Pool
 from proxy.net.exchange import Exchange
 from proxy.net.site import Site, Upstream
-from telemetry.context import Trace, clean_tracestate, parse_traceparent
+from telemetry.context import Trace, below, extend, parse_traceparent
 from telemetry.record import Record
 
 KNOWN_TENANTS = 4096
@@ -70,6 +70,7 @@ class Plane:
         self.tenants: dict[bytes, str] = {}  # hashes by what they are of
         self.identities: dict[tuple[str, str], bytes] = {}  # header lines by instance and reason
         self.abroad: Abroad | None = None  # other locations, if there are any
+        self.sampled, self.trace_state = "", ""  # of new traces: ids that end in less are sampled; our own entry
 
     @property
     def clients(self) -> int:
@@ -79,6 +80,7 @@ class Plane:
     def configure(self, site: Site, now: int) -> None:
         """Puts a new Site in force; requests in flight end under the old one's connections."""
         self.site, self.limits = site, site.limits
+        self.sampled, self.trace_state = below(site.sample), f"headrace={site.location}"
         self.deadlines = Deadlines(site.limits)
         self.tenants.clear()
         self.identities.clear()
@@ -209,14 +211,16 @@ class Plane:
         return None
 
     def trace_of(self, head: Head | None) -> Trace:
-        """The caller's trace if it sent a valid one, else a new one; always a span of our own."""
+        """The caller's trace if it sent a valid one, and its word on whether that is sampled; else a new one, sampled by
+        its id. Always a span of our own.
+        """
         drawn = self._draw(256).to_bytes(32, "big").hex()
         if head is not None and head.traceparent:
             parent = parse_traceparent(head.traceparent)
             if parent is not None:
-                state = clean_tracestate(head.tracestate) if head.tracestate else ""
+                state = extend(self.trace_state, head.tracestate) if head.tracestate else self.trace_state
                 return Trace(parent.trace_id, drawn[:16], parent.span_id, parent.flags, state, drawn[16:32])
-        return Trace(drawn[32:], drawn[:16], "", 0, "", drawn[16:32])
+        return Trace(drawn[32:], drawn[:16], "", int(drawn[48:] < self.sampled), self.trace_state, drawn[16:32])
 
     def new_span_id(self) -> str:
         """16 hex digits, not all zero."""

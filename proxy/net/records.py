@@ -1,11 +1,14 @@
 """From an ended request to its Record, and to what the estimator learns of it."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from balancer.model import Decision, Priority
 from proxy.core.headers import Head
-from proxy.core.sse import Usage, usage_in_body
-from telemetry.record import Record
+from proxy.core.sse import Said, Usage, said_in_body, usage_in_body
+from telemetry.record import Content, Record
+
+MOST_CONTENT = 65536  # bytes of a prompt, and of an answer
 
 if TYPE_CHECKING:
     from proxy.net.exchange import Exchange
@@ -30,7 +33,7 @@ def of_exchange(exchange: "Exchange") -> Record:
         prompt, output, cached = usage.prompt, usage.output, usage.cached
     else:
         prompt, output, cached = 0, events, 0
-    plane = exchange.plane
+    plane, said = exchange.plane, said_of(exchange)
     if exchange.hop is not None:
         crossing = exchange.hop.origin, exchange.hop.target
     else:
@@ -43,6 +46,8 @@ def of_exchange(exchange: "Exchange") -> Record:
         exchange.first_token, last, exchange.ended_at, exchange.attempts, candidates, reason, version, *crossing,
         exchange.outcome, exchange.status, exchange.error.code if exchange.error else "", exchange.bytes_in,
         exchange.bytes_out or sent, events, gap_max, gaps, exchange.queue_depth,
+        exchange.relayed, said.id, said.model, said.finish_reasons, exchange.client.address,
+        content_of(exchange),
     )  # fmt: skip
 
 
@@ -73,6 +78,36 @@ def usage_of(exchange: "Exchange") -> Usage | None:
     if exchange.relay is not None:
         return exchange.relay.usage
     return usage_in_body(exchange.answer) if exchange.answer else None
+
+
+def said_of(exchange: "Exchange") -> Said:
+    """What the answer said of itself."""
+    relay = exchange.relay
+    if relay is None:
+        return said_in_body(exchange.answer) if exchange.answer else Said()
+    return relay.stream.said if relay.stream is not None else said_in_body(relay.tail)
+
+
+def content_of(exchange: "Exchange") -> Content | None:
+    """What was said, if the operator wants it."""
+    if exchange.kept is None:
+        return None
+    return Content(exchange.kept.prompt, exchange.kept.answer or exchange.answer[:MOST_CONTENT])
+
+
+class Kept:
+    """What is said in a request whose content is wanted: the prompt and what goes to the client, cut to size."""
+
+    def __init__(self, prompt: bytes, write: Callable[[bytes], None]) -> None:
+        self.prompt = prompt[:MOST_CONTENT]
+        self.answer = b""
+        self._write = write
+
+    def write(self, data: bytes) -> None:
+        """Sends on, and keeps."""
+        if len(self.answer) < MOST_CONTENT:
+            self.answer += data[: MOST_CONTENT - len(self.answer)]
+        self._write(data)
 
 
 def tokens_of(exchange: "Exchange") -> tuple[int, int, int]:

@@ -53,6 +53,7 @@ class Relay:
         self.last = now
         if gap > self.gap_noted:
             self._note(gap)
+        stream.last = chunk
         stream.events = events = stream.events + chunk.count(b"\ndata:")
         if events >= self.progress_at:
             self._progress(stream)

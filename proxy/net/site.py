@@ -42,3 +42,5 @@ class Site(msgspec.Struct, frozen=True):
     ttft_target: float = 1.0  # s
     tags: tuple[str, ...] = ()  # residency: this location's
     residency: dict[str, tuple[str, ...]] = {}  # by model: a request for it must stay with one of these
+    sample: float = 0.0  # share of the traces begun here that are sampled
+    content: bool = False  # whether what is said goes into records

@@ -78,7 +78,7 @@ def test_what_one_cannot_take_goes_to_the_other(world: World, start_engine: Star
         assert taken["parent_id"] == sent["attempts"][-1]["span_id"]
         assert all(attempt["instance"] not in ("ams", "lhr") for attempt in taken["attempts"]), "it crossed twice"
     eventually(lambda: 0.0 == ams.outstanding() == lhr.outstanding(), "the ledgers are empty")
-    assert f'headrace_spills_total{{location="lhr",outcome="answered"}} {len(spilled)}.0' in ams.metrics()
+    assert f'headrace_spill_total{{from="ams",outcome="answered",to="lhr"}} {len(spilled)}.0' in ams.metrics()
 
 
 @pytest.mark.parametrize("way", ["both", "there", "back"])
@@ -165,7 +165,7 @@ def test_everybody_has_too_much(world: World, start_engine: StartEngine) -> None
     assert {status for status, _, _ in answers} <= {200, 429}
     for status, headers, _ in answers:
         assert status == 200 or int(headers["retry-after-ms"]) > 0
-    sent = sum(counted(location.metrics(), "headrace_spills_total") for location in world.locations.values())
+    sent = sum(counted(location.metrics(), "headrace_spill_total") for location in world.locations.values())
     assert sent <= 0.2 * len(answers)
     for name, location in world.locations.items():
         eventually(lambda location=location: 0.0 == location.outstanding(), f"the ledger of {name} is empty")

@@ -1,12 +1,22 @@
 """Trace context: what W3C says is valid, and nothing else."""
 
 import string
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
-from telemetry.context import MAX_ENTRIES, MAX_LENGTH, TraceParent, clean_tracestate, parse_traceparent
+from telemetry.context import (
+    MAX_ENTRIES,
+    MAX_LENGTH,
+    TraceParent,
+    below,
+    clean_tracestate,
+    extend,
+    parse_traceparent,
+)
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE}-{SPAN}-01"
@@ -150,3 +160,20 @@ def test_any_bytes_give_a_clean_state(value: bytes) -> None:
     """Nothing escapes, and cleaning twice changes nothing."""
     kept = clean_tracestate(value)
     assert kept == clean_tracestate(kept.encode())
+
+
+def test_our_entry_comes_first() -> None:
+    """It takes the place of an older one of ours; 32 stay; what is malformed is left out whole."""
+    many = ",".join(f"k{n}=1" for n in range(32))
+    assert "headrace=ams,a=1,b=2" == extend("headrace=ams", b"a=1,headrace=lhr,b=2")
+    assert 32 == len(extend("headrace=ams", many.encode()).split(","))
+    assert "headrace=ams" == extend("headrace=ams", b"a=1,a=2")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_a_share_of_the_ids(share: float) -> None:
+    """As OpenTelemetry's own sampler decides, so that all along a trace decide alike."""
+    draw, sampler = Random(1).getrandbits, TraceIdRatioBased(share)
+    for trace_id in (draw(128) for _ in range(2000)):
+        sampled = sampler.should_sample(None, trace_id, "").decision.is_sampled()
+        assert sampled == (f"{trace_id:032x}"[16:] < below(share))

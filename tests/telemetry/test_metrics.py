@@ -93,10 +93,11 @@ def test_stream() -> None:
     assert 0.5 == pytest.approx(scraped.value("gen_ai_server_request_duration_seconds_sum", **chat))
     assert 0.1 == pytest.approx(scraped.value("gen_ai_server_time_to_first_token_seconds_sum", **at))
     assert 0.01 == pytest.approx(scraped.value("gen_ai_server_time_per_output_token_seconds_sum", **at))
-    tokens = [scraped.value("headrace_tokens_total", direction=d, model="llama") for d in ("input", "output", "cached")]
+    of = {"model": "llama", "tenant_class": "normal"}
+    tokens = [scraped.value("headrace_tokens_total", direction=d, **of) for d in ("input", "output", "cached")]
     assert [210, 41, 16] == tokens
     assert 2.05 == pytest.approx(scraped.value("headrace_estimate_error_ratio_sum", model="llama"))
-    assert 1 == scraped.value("headrace_decisions_total", reason="p2c", location="ams")
+    assert 1 == scraped.value("headrace_decisions_total", policy="p2c", reason="p2c", location="ams")
     assert 0.001 == pytest.approx(scraped.value("headrace_overhead_seconds_sum", phase="before_upstream"))
     assert None is scraped.value("headrace_queue_wait_seconds_count", priority="normal")
 

@@ -142,7 +142,7 @@ def test_a_refusal_comes_back_here() -> None:
     (record,) = bench.plane.take_records()
     assert ["lhr", here.pool.upstream.name] == [attempt.instance for attempt in record.attempts]
     assert ("", "") == (record.spill_from, record.spill_to)
-    assert 1 == bench.plane.counters["headrace_spills_total|lhr:refused"]
+    assert 1 == bench.plane.counters["headrace_spill_total|ams:lhr:refused"]
     bench.busy()
     assert bench.ask()[0].exchange.spilled == ""  # type: ignore[union-attr]
 
@@ -161,7 +161,7 @@ def test_a_failure_comes_back_here(how: str) -> None:
         )
     here, _ = bench.engine_of(client)
     assert here.pool.upstream.name in ("one", "two", "three")
-    assert 1 == bench.plane.counters["headrace_spills_total|lhr:failed"]
+    assert 1 == bench.plane.counters["headrace_spill_total|ams:lhr:failed"]
     assert 0 == bench.flying()
 
 
@@ -326,7 +326,7 @@ def test_the_guard() -> None:
     assert got.startswith(b"HTTP/1.1 429 ")
     assert b"spill_refused" in got
     assert b"retry-after" in got
-    assert 1 == bench.plane.counters["headrace_spills_refused_total|guard"]
+    assert 1 == bench.plane.counters["headrace_spill_refused_total|lhr:ams:guard"]
     (record,) = bench.plane.take_records()
     assert ("shed", 1) == (record.outcome, record.hop)
 

@@ -19,7 +19,7 @@ def test_traces() -> None:
     """A valid caller's trace goes on under a span of ours; else a new one begins."""
     plane = Bench().plane
     trace = plane.trace_of(Head(b"POST", b"/", 1, traceparent=PARENT, tracestate=b"a=1"))
-    assert ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "a=1") == (
+    assert ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "headrace=ams,a=1") == (
         trace.trace_id,
         trace.parent_id,
         trace.state,
@@ -27,6 +27,17 @@ def test_traces() -> None:
     assert trace.span_id not in ("", trace.parent_id)
     fresh = plane.trace_of(Head(b"POST", b"/", 1, traceparent=b"junk"))
     assert (32, 16, "") == (len(fresh.trace_id), len(fresh.span_id), fresh.parent_id)
+
+
+@pytest.mark.parametrize(("share", "flags"), [(0.0, 0), (1.0, 1)])
+def test_sampling(share: float, flags: int) -> None:
+    """A trace begun here is sampled by its id; of a caller's trace the caller has decided."""
+    bench = Bench()
+    bench.plane.configure(msgspec.structs.replace(bench.plane.site, sample=share), 0)
+    assert flags == bench.plane.trace_of(None).flags
+    for said in (0, 1):
+        parent = PARENT[:-2] + b"%02x" % said
+        assert said == bench.plane.trace_of(Head(b"POST", b"/", 1, traceparent=parent)).flags
 
 
 def test_tenants() -> None:
