@@ -149,11 +149,14 @@ def simulate(
     default=None,
     help="Start broken: refuse, reset-before, reset-after:N, stall-before, stall-after:N, error:STATUS, slow:FACTORx, garbage.",
 )
-def engine(port: int, admin_port: int, host: str, profile: str, model: str, fail: str | None) -> None:
+@click.option("--otlp", default=None, help="Export vLLM's own spans there, by OTLP/gRPC: http://HOST:PORT.")
+def engine(
+    port: int, admin_port: int, host: str, profile: str, model: str, fail: str | None, otlp: str | None
+) -> None:
     """One simulated engine with the OpenAI API and vLLM's metrics."""
     from fixtures.engine.server import run as run_engine
 
-    sys.exit(run_engine(host, port, profile=profile, model=model, fail=fail, admin_port=admin_port))
+    sys.exit(run_engine(host, port, profile=profile, model=model, fail=fail, admin_port=admin_port, otlp=otlp))
 
 
 @main.command(epilog="Example: headrace status http://127.0.0.1:8081")
@@ -176,3 +179,14 @@ def explain(url: str, request_id: str, as_json: bool) -> None:
     from proxy.console import explain as show_explanation
 
     sys.exit(show_explanation(url, request_id, as_json=as_json))
+
+
+@main.command(epilog="Example: headrace trace http://127.0.0.1:8081 9f86d081884c7d65")
+@click.argument("url")
+@click.argument("request_id")
+@click.option("--json", "as_json", is_flag=True, help="Print the spans as JSON.")
+def trace(url: str, request_id: str, as_json: bool) -> None:
+    """The waterfall of one of the last 10,000 requests, no backend needed."""
+    from proxy.waterfall import trace as show_trace
+
+    sys.exit(show_trace(url, request_id, as_json=as_json))

@@ -239,13 +239,17 @@ def _candidates(candidates: list[Any], chosen: str) -> Table:
 
 
 def _attempts(found: Any) -> Table:
-    table = _table(Text("attempts"), "", "instance", "outcome", "status", "from, ms", "to, ms", "connecting, ms")
+    table = _table(
+        Text("attempts"), "", "instance", "outcome", "status", "from, ms", "to, ms", "connecting, ms",
+        "engine: queue, prefill, decode, network, ms",
+    )  # fmt: skip
     for number, attempt in enumerate(found["attempts"], 1):
         begin, end = ((attempt[key] - found["accepted"]) / 1e6 for key in ("start", "end"))
         colour = "green" if attempt["outcome"] == "ok" else "red"
         table.add_row(
             str(number), Text(attempt["instance"]), f"[{colour}]{attempt['outcome']}", str(attempt["status"] or "-"),
             f"{begin:.2f}", f"{end:.2f}", f"{attempt['connect_ns'] / 1e6:.2f}",
+            ", ".join(f"{ms:.2f}" for ms in attempt.get("engine_ms", {}).values()) or "-",
         )  # fmt: skip
     return table
 

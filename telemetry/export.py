@@ -31,12 +31,18 @@ KINDS = {"server": SpanKind.SERVER, "internal": SpanKind.INTERNAL, "client": Spa
 
 def exporter_for(url: str, headers: Mapping[str, str]) -> SpanExporter:
     """The exporter that speaks what the URL stands for."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.path.strip("/") or parts.port == HTTP_PORT:
-        endpoint = url if parts.path.strip("/") else url.rstrip("/") + "/v1/traces"
+    if (endpoint := http_endpoint(url)) is not None:
         return HttpExporter(endpoint=endpoint, headers=dict(headers), timeout=TIMEOUT)
     lower = [(name.lower(), value) for name, value in headers.items()]
-    return GrpcExporter(endpoint=url, insecure=parts.scheme == "http", headers=lower, timeout=TIMEOUT)
+    return GrpcExporter(endpoint=url, insecure=url.startswith("http:"), headers=lower, timeout=TIMEOUT)
+
+
+def http_endpoint(url: str) -> str | None:
+    """Where OTLP goes by HTTP; None: it goes by gRPC."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.path.strip("/"):
+        return url
+    return url.rstrip("/") + "/v1/traces" if parts.port == HTTP_PORT else None
 
 
 class Counted(SpanExporter):

@@ -14,11 +14,12 @@ from prometheus_client.core import Metric as Family
 
 from telemetry import names
 from telemetry.names import OPERATIONS, POLICY, PRIORITIES
-from telemetry.record import Record
+from telemetry.record import Attempt, Record
 
 MOST_VALUES = 1000
 OTHER = "other"
 NS = 1e-9
+PHASES = ("queue", "prefill", "decode", "network")
 TTFT_GAIN = 0.1  # share of the newest request in the moving average
 
 
@@ -101,6 +102,19 @@ class Metrics:
     def ttft_ewma(self, model: str, instance: str) -> float | None:
         """The moving average of the time to first token in seconds; None before the first."""
         return self._ttft.get((model, instance))
+
+    def spans(self, state: str, n: int) -> None:
+        """Spans, by what became of them."""
+        self._of(names.SPANS, state).inc(n)
+
+    def engine(self, record: Record, attempt: Attempt) -> None:
+        """An attempt's time by its engine's own spans."""
+        phases = attempt.engine
+        if phases is not None:
+            for phase, seconds in zip(
+                PHASES, (phases.queue, phases.prefill, phases.decode, phases.network), strict=True
+            ):
+                self._of(names.ENGINE, record.model, attempt.instance, phase).observe(seconds)
 
     def lag(self, worker: int, seconds: float) -> None:
         """A worker's event loop lag."""

@@ -15,6 +15,18 @@ CandidateRow = tuple[str, float, int, int, int, int, float, float]
 CANDIDATE_FIELDS = ("instance", "score", "prefill", "decode", "background", "phantom", "kv_use", "weight")
 
 
+class Phases(msgspec.Struct, array_like=True, frozen=True):
+    """Whose time an attempt was, by the engine's own span; seconds."""
+
+    queue: float
+    prefill: float
+    decode: float
+    network: float  # the rest, before the first token of a stream
+    span_id: str  # the engine's
+    start: int  # Unix ns, by the engine's clock
+    end: int
+
+
 class Attempt(msgspec.Struct, array_like=True, gc=False):
     """One try at one instance. `status` is 0 if no answer's head came."""
 
@@ -26,6 +38,7 @@ class Attempt(msgspec.Struct, array_like=True, gc=False):
     status: int = 0
     connect_ns: int = 0  # time spent connecting; 0 on a pooled connection
     location: str = ""  # it went to another location: this one
+    engine: Phases | None = None  # once the engine has told of it; workers never know
 
 
 class Content(msgspec.Struct, array_like=True):
@@ -112,6 +125,9 @@ def as_dict(record: Record) -> dict[str, Any]:
     view = msgspec.structs.asdict(record)
     del view["content"]
     view["finish_reasons"] = list(record.finish_reasons)
-    view["attempts"] = [msgspec.structs.asdict(a) for a in record.attempts]
+    view["attempts"] = [
+        {**msgspec.structs.asdict(a), "engine": msgspec.structs.asdict(a.engine) if a.engine else None}
+        for a in record.attempts
+    ]
     view["candidates"] = [dict(zip(CANDIDATE_FIELDS, row, strict=True)) for row in record.candidates]
     return view

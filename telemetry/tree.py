@@ -64,6 +64,20 @@ def spans(record: Record, addresses: Addresses) -> list[Span]:
     return made
 
 
+def engine_spans(record: Record) -> list[Span]:
+    """What the engines have told themselves, to be drawn below their attempts; they export their spans on their own."""
+    made = []
+    for attempt in record.attempts:
+        phases = attempt.engine
+        if phases is not None:
+            attributes = {
+                names.ENGINE_QUEUE: phases.queue, names.ENGINE_PREFILL: phases.prefill, names.ENGINE_DECODE: phases.decode,
+            }  # fmt: skip
+            span_id, parent = phases.span_id, attempt.span_id
+            made.append(Span("engine", SERVER, span_id, parent, phases.start, phases.end, attributes))
+    return made
+
+
 def failed(record: Record) -> bool:
     """Whether a request is an error: of ours or of an engine, not of its client, and not one that was shed."""
     return record.status >= 500 or record.outcome in FAULTS

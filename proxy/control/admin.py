@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from proxy.config import Admin as AdminConfig
-from proxy.control import views
+from proxy.control import traces, views
 from proxy.control.sites import server_context
 from telemetry.record import OUTCOMES
 
@@ -51,7 +51,8 @@ class Admin:
         routes: list[tuple[str, str, Handler]] = [
             ("GET", "/metrics", self.metrics), ("GET", "/livez", self.livez), ("GET", "/readyz", self.readyz),
             ("GET", "/api/state", self.state), ("GET", "/api/requests", self.requests),
-            ("GET", "/api/requests/{id}", self.request), ("GET", "/api/weights", self.weights),
+            ("GET", "/api/requests/{id}", self.request),
+            ("GET", "/api/requests/{id}/trace", self.trace), ("GET", "/api/weights", self.weights),
             ("POST", "/api/drain", self.drain), ("POST", "/api/reload", self.reload),
         ]  # fmt: skip
         for method, path, handler in routes:
@@ -160,6 +161,14 @@ class Admin:
                 " /api/requests lists them.",
             )
         return answer(views.detail(record))
+
+    async def trace(self, request: web.Request) -> web.Response:
+        """One request's spans, sampled or not."""
+        record = self.agent.kept.by_id.get(request.match_info["id"])
+        if record is None:
+            kept = len(self.agent.kept.records)
+            return error(404, "not_found", f"No request of this id has ended among the last {kept}.")
+        return answer(dict(traces.shown(record, self.agent.traces.spans(record))))
 
     async def weights(self, request: web.Request) -> web.Response:
         """The weights and why."""

@@ -52,6 +52,7 @@ from proxy.control.messages import (
 )
 from proxy.control.peers import Peers
 from proxy.control.probe import Probe, State
+from proxy.control.traces import Traces
 from telemetry.metrics import Metrics
 from telemetry.record import shift
 
@@ -99,6 +100,7 @@ class Agent:
         self.session: aiohttp.ClientSession | None = None
         self.admin = Admin(self)
         self.peers = Peers(self)
+        self.traces = Traces(views.VERSION, self.metrics)
         self.said: set[str] = set()  # what the log was told once
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self.loop.create_future()
@@ -161,6 +163,7 @@ class Agent:
             self._probe_with(probes)
             self.push()
             try:
+                await self.traces.configure(config)
                 await self.peers.configure(config)
             except OSError as error:
                 self.control.send(Failed(message.generation, str(error)))
@@ -168,11 +171,13 @@ class Agent:
             self.control.send(Ready(message.generation))
 
     async def keep_files(self) -> None:
-        """Writes what is to outlive the agent, and counts what was lost."""
+        """Writes what is to outlive the agent, and counts what was lost, there and on the way to the backend."""
         while True:
             await asyncio.sleep(FILES_EVERY)
             if lost := await asyncio.to_thread(self.kept.write):
                 self.metrics.count(LOST, lost)
+            for state, n in self.traces.take_counts().items():
+                self.metrics.spans(state, n)
 
     def _probes_for(self, config: Config, cells: dict[str, int]) -> dict[str, Probe]:
         """The probes for the engines of this config, each URL once; those unchanged stay, changed ones keep what is known.
@@ -282,6 +287,7 @@ class Agent:
             shift(record, batch.offset)
             self.metrics.observe(record)
             self.peers.observe(record)
+            self.traces.observe(record)
             self.totals["requests"] += 1
             self.totals["outcome:" + record.outcome] += 1
             self.kept.add(record)
@@ -343,6 +349,7 @@ async def serve(args: argparse.Namespace) -> int:
     agent.spawn(agent.peers.keep_telling())
     code = await agent.done
     await agent.peers.stop()
+    await agent.traces.close()
     agent.kept.close()
     listening.close()
     await agent.session.close()

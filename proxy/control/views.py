@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.model import REASONS
 from telemetry import names
-from telemetry.metrics import Sample, percentile
+from telemetry.metrics import PHASES, Sample, percentile
 from telemetry.names import PRIORITIES
 from telemetry.record import Record, as_dict
 
@@ -141,6 +141,9 @@ def detail(record: Record) -> dict[str, Any]:
     """All of a record, with its timeline in ms since the request's head was whole, and its reason in words."""
     moments = ("queued", "routed", "connected", "sent", "first_byte", "first_token", "last_byte", "done")
     shown = as_dict(record)
+    for attempt, row in zip(record.attempts, shown["attempts"], strict=True):
+        if (engine := attempt.engine) is not None:
+            row["engine_ms"] = {name: round(getattr(engine, name) * 1e3, 3) for name in PHASES}
     shown["timeline"] = {name: _since(record, getattr(record, name)) for name in moments if getattr(record, name)}
     shown["why"] = REASONS.get(record.reason) or f"no instance was chosen: {record.error or record.outcome}"
     return shown

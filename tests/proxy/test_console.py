@@ -231,8 +231,8 @@ def test_attempts() -> None:
     """Each with its outcome and its time since the request's head."""
     failed = attempt("gpu-2", start=START + MS, end=START + 3 * MS, outcome="refused", status=0, connect_ns=2 * MS)
     shown = explained(attempts=[failed, attempt()], reason="retry")
-    assert ["gpu-2", "refused", "-", "1.00", "3.00", "2.00"] == row(shown, "1")
-    assert ["gpu-1", "ok", "200", "2.00", "500.00", "0.00"] == row(shown, "2")
+    assert ["gpu-2", "refused", "-", "1.00", "3.00", "2.00", "-"] == row(shown, "1")
+    assert ["gpu-1", "ok", "200", "2.00", "500.00", "0.00", "-"] == row(shown, "2")
 
 
 def test_waterfall() -> None:

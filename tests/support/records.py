@@ -11,7 +11,7 @@ MS = 1_000_000
 
 def attempt(instance: str = "gpu-1", **changes: object) -> Attempt:
     """A good attempt, from 2 ms to 500 ms after the request's head."""
-    made = Attempt(instance, "00f067aa0ba902b7", START + 2 * MS, START + 500 * MS, "ok", 200, 0)
+    made = Attempt(instance, "b7ad6b7169203331", START + 2 * MS, START + 500 * MS, "ok", 200, 0)
     return msgspec.structs.replace(made, **changes)
 
 

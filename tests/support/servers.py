@@ -99,9 +99,13 @@ class Location(Child):
 class Engine(Child):
     """`headrace engine`: one simulated engine on a free loopback port."""
 
-    def __init__(self, *, model: str = "demo", profile: str = "fast", fail: str | None = None) -> None:
+    def __init__(
+        self, *, model: str = "demo", profile: str = "fast", fail: str | None = None, otlp: str | None = None
+    ) -> None:
         argv = [sys.executable, "-m", "proxy", "engine", "--port", "0", "--profile", profile, "--model", model]
-        super().__init__(argv + (["--fail", fail] if fail else []), r"listening on (http://\S+:\d+)")
+        argv += ["--fail", fail] if fail else []
+        argv += ["--otlp", otlp] if otlp else []
+        super().__init__(argv, r"listening on (http://\S+:\d+)")
         self.url = self.match[1]
 
 
