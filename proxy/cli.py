@@ -150,9 +150,7 @@ def simulate(
     help="Start broken: refuse, reset-before, reset-after:N, stall-before, stall-after:N, error:STATUS, slow:FACTORx, garbage.",
 )
 @click.option("--otlp", default=None, help="Export vLLM's own spans there, by OTLP/gRPC: http://HOST:PORT.")
-def engine(
-    port: int, admin_port: int, host: str, profile: str, model: str, fail: str | None, otlp: str | None
-) -> None:
+def engine(port: int, admin_port: int, host: str, profile: str, model: str, fail: str | None, otlp: str | None) -> None:
     """One simulated engine with the OpenAI API and vLLM's metrics."""
     from fixtures.engine.server import run as run_engine
 

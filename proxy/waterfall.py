@@ -10,11 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.console import Unreachable, fetch
+from telemetry import names
 
 WIDTH = 40  # characters of a bar's line
-SHOWN = {
-    "headrace.instance", "http.response.status_code", "headrace.retry.reason", "headrace.spill.to", "headrace.outcome",
-    "headrace.queue.wait_ms", "headrace.route.reason", "gen_ai.usage.output_tokens", "headrace.tpot_ms", "error.type",
+SHOWN = {  # attributes by what they are called here
+    names.INSTANCE: "instance", names.HTTP_STATUS: "status", names.ERROR_TYPE: "error", names.RETRY_REASON: "retried after",
+    names.SPILL_TO: "spilled to", names.OUTCOME: "outcome", names.QUEUE_WAIT_MS: "waited ms", names.ROUTE_REASON: "reason",
+    names.GEN_AI_OUTPUT_TOKENS: "output tokens", names.TPOT_MS: "TPOT ms",
+    names.ENGINE_QUEUE: "queue s", names.ENGINE_PREFILL: "prefill s", names.ENGINE_DECODE: "decode s",
 }  # fmt: skip
 
 
@@ -40,10 +43,13 @@ def waterfall(found: Any) -> Group:
         found["location"],
     )  # fmt: skip
     table = Table(box=None, pad_edge=False)
-    for title, right in (("span", False), ("starts at", True), ("ms", True), ("", False), ("", False)):
-        table.add_column(title, justify="right" if right else "left", no_wrap=title != "")
     start, end = spans[0]["start"], max(span["end"] for span in spans)
-    for depth, span in _in_order(spans):
+    ordered = _in_order(spans)
+    widest = max(2 * depth + len(span["name"]) for depth, span in ordered)
+    for title, right, width in (("span", False, widest), ("starts at", True, 9), ("ms", True, 8), ("", False, WIDTH)):
+        table.add_column(title, justify="right" if right else "left", min_width=width)
+    table.add_column("")
+    for depth, span in ordered:
         took = f"{(span['end'] - span['start']) / 1e6:.2f}"
         name = Text("  " * depth + span["name"], style="red" if span["error"] else "")
         table.add_row(name, f"{(span['start'] - start) / 1e6:.2f}", took, _bar(span, start, end), _facts(span))
@@ -76,7 +82,9 @@ def _bar(span: Any, start: int, end: int) -> Text:
 
 
 def _facts(span: Any) -> Text:
-    facts: list[str] = [
-        f"{key.rpartition('.')[2]}={value}" for key, value in span["attributes"].items() if key in SHOWN
-    ]
+    facts = [f"{SHOWN[key]} {_short(value)}" for key, value in span["attributes"].items() if key in SHOWN]
     return Text("  ".join([*facts, *(event["name"] for event in span["events"])]), style="dim")
+
+
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
