@@ -93,6 +93,13 @@ def replay(trace: str, url: str, model: str | None, speed: float, limit: int | N
     "--load", "loads", default="", help="Share of what they sustain, like 0.5,0.75; left out: 0.75 (records: as was)."
 )
 @click.option("--seeds", default=3, show_default=True, help="Simulations of each policy at each load.")
+@click.option(
+    "--tuner",
+    default="off",
+    show_default=True,
+    type=click.Choice(("off", "on")),
+    help="Find headrace's weights by what requests waited.",
+)
 @click.option("--choices", default=2, show_default=True, help="Instances that headrace compares for a request.")
 @click.option(
     "--explain", default=None, type=int, help="Only say why headrace placed the request with this number as it did."

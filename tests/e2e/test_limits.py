@@ -56,7 +56,7 @@ def test_the_queue(start_location: Start, start_engine: StartEngine) -> None:
         first = pool.submit(ask, location, long)
         eventually(lambda: location.outstanding() > 0, "the first is at the engine")
         waiting = [pool.submit(ask, location, request_id=f"waiting-{number}") for number in range(2)]
-        eventually(lambda: metric(location, "headrace_queue_depth") == 2, "two wait")
+        eventually(lambda: metric(location, r"headrace_queue_depth\{.*\}") == 2, "two wait")
         places = [fetch_json(f"{location.admin}/api/requests/waiting-{number}") for number in range(2)]
         assert [("waiting", 1), ("waiting", 2)] == sorted((one["state"], one["queue_position"]) for one in places)
         status, _, retry_after = ask(location)

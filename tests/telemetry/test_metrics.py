@@ -206,8 +206,10 @@ def test_lag() -> None:
 
 def test_gauges_are_collected_at_a_scrape() -> None:
     """What the caller says is there when it is asked, with the metric's labels."""
-    scraped = Scraped([Sample(names.OUTSTANDING, ("llama", "gpu-1", "prefill"), 12), Sample(names.QUEUE_DEPTH, (), 3)])
-    assert 3 == scraped.value("headrace_queue_depth")
+    scraped = Scraped(
+        [Sample(names.OUTSTANDING, ("llama", "gpu-1", "prefill"), 12), Sample(names.QUEUE_DEPTH, ("normal",), 3)]
+    )
+    assert 3 == scraped.value("headrace_queue_depth", priority="normal")
     labels = {"model": "llama", "instance": "gpu-1", "phase": "prefill"}
     assert 12 == scraped.value("headrace_instance_outstanding_tokens", **labels)
 
