@@ -94,11 +94,7 @@ def replay(trace: str, url: str, model: str | None, speed: float, limit: int | N
 )
 @click.option("--seeds", default=3, show_default=True, help="Simulations of each policy at each load.")
 @click.option(
-    "--tuner",
-    default="off",
-    show_default=True,
-    type=click.Choice(("off", "on")),
-    help="Find headrace's weights by what requests waited.",
+    "--tuner", default="off", show_default=True, type=click.Choice(("off", "on")), help="Find headrace's weights."
 )
 @click.option("--choices", default=2, show_default=True, help="Instances that headrace compares for a request.")
 @click.option(
