@@ -80,13 +80,13 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_usage = msgspec.json.Decoder(Usage).decode
 
 
-def said_in_body(tail: bytes) -> Said:
-    """The same of a JSON answer, or of its end."""
+def read_body(tail: bytes) -> tuple[Usage | None, Said]:
+    """The usage in a JSON answer, or in its end, and what the answer says of itself if it is whole; decoded once."""
     try:
         chunk = _decode_chunk(tail)
     except msgspec.DecodeError:
-        return Said()
-    return _said(chunk, tail)
+        return usage_in_body(tail), Said()
+    return chunk.usage, _said(chunk, tail)
 
 
 def _said(chunk: _Chunk, text: bytes) -> Said:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from balancer.model import Decision, Priority
 from proxy.core.headers import Head
-from proxy.core.sse import Said, Usage, said_in_body, usage_in_body
+from proxy.core.sse import Said, Usage, read_body, usage_in_body
 from telemetry.record import Content, Record
 
 MOST_CONTENT = 65536  # bytes of a prompt, and of an answer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def of_exchange(exchange: "Exchange") -> Record:
     """The record of an exchange that has ended. Times are still monotonic: the agent adds its batch's offset."""
     head, ask, trace, decision, relay = exchange.head, exchange.ask, exchange.trace, exchange.decision, exchange.relay
-    usage = usage_of(exchange)
+    usage, said = told_by(exchange)
     if relay is not None:
         events, last, sent, gap_max, gaps = relay.events, relay.last, relay.bytes_out, relay.gap_max, relay.gaps
     else:
@@ -33,7 +33,7 @@ def of_exchange(exchange: "Exchange") -> Record:
         prompt, output, cached = usage.prompt, usage.output, usage.cached
     else:
         prompt, output, cached = 0, events, 0
-    plane, said = exchange.plane, said_of(exchange)
+    plane = exchange.plane
     if exchange.hop is not None:
         crossing = exchange.hop.origin, exchange.hop.target
     else:
@@ -80,12 +80,17 @@ def usage_of(exchange: "Exchange") -> Usage | None:
     return usage_in_body(exchange.answer) if exchange.answer else None
 
 
-def said_of(exchange: "Exchange") -> Said:
-    """What the answer said of itself."""
+NOTHING: tuple[None, Said] = (None, Said())
+
+
+def told_by(exchange: "Exchange") -> tuple[Usage | None, Said]:
+    """What the answer said of its tokens and of itself."""
     relay = exchange.relay
     if relay is None:
-        return said_in_body(exchange.answer) if exchange.answer else Said()
-    return relay.stream.said if relay.stream is not None else said_in_body(relay.tail)
+        return read_body(exchange.answer) if exchange.answer else NOTHING
+    if relay.stream is not None:
+        return relay.stream.usage, relay.stream.said
+    return read_body(relay.tail) if relay.tail else NOTHING
 
 
 def content_of(exchange: "Exchange") -> Content | None:
