@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import Engine, Engines, Llama, Location, free_ports
+from fixtures.demo_processes import free_ports
+from tests.support.servers import Engine, Engines, Llama, Location
 
 StartLocation = Callable[..., Location]
 

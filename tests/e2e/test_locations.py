@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from fixtures.demo_processes import free_ports
 from tests.support.http import eventually
-from tests.support.servers import Engine, Location, free_ports
+from tests.support.servers import Engine, Location
 from tests.support.world import INTERVAL, World, ask
 
 StartEngine = Callable[..., Engine]

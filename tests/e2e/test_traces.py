@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from fixtures.demo_processes import free_ports
 from telemetry import names
 from tests.support.http import eventually, fetch_json
 from tests.support.otlp import Backend, Seen
-from tests.support.servers import Engine, Location, free_ports
+from tests.support.servers import Engine, Location
 from tests.support.world import World
 
 StartEngine = Callable[..., Engine]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from fixtures.demo_processes import free_ports
 from fixtures.engine.model import PROFILES
 from proxy import cli
-from tests.support.servers import free_ports
 
 CONFIG = "location: ams\nlisten: 127.0.0.1:8080\nmodels:\n  llama:\n    engines: [{url: 'http://127.0.0.1:8000'}]\n"
 COMMANDS = cli.main.commands

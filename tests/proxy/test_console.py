@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from fixtures.demo_processes import free_ports
 from proxy import console
 from proxy.control import views
 from tests.support.records import MS, START, attempt, record, refusal
-from tests.support.servers import free_ports
 
 INSTANCE: dict[str, Any] = {
     "name": "gpu-1", "url": "http://gpu-1:8000", "kind": "vllm", "ready": True, "weight": 1.5,

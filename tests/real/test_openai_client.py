@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import openai
 import pytest
 
+from fixtures.demo_processes import free_ports
 from tests.support.http import eventually, fetch_text
-from tests.support.servers import Engine, Location, free_ports
+from tests.support.servers import Engine, Location
 
 pytestmark = [pytest.mark.real, pytest.mark.e2e]
 

@@ -2,26 +2,17 @@
 
 import json
 import re
-import socket
 import sys
 import urllib.error
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fixtures.demo_processes import free_ports
 from tests.support.http import fetch_json, fetch_text
 from tests.support.process import Child
 
 Engines = Sequence[str | Mapping[str, object]]
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 class Location(Child):

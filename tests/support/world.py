@@ -9,9 +9,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from fixtures.demo_processes import free_ports
 from fixtures.wan import Link, Shape
 from tests.support.http import eventually
-from tests.support.servers import Location, free_ports
+from tests.support.servers import Location
 
 INTERVAL = 0.3  # s between digests
 

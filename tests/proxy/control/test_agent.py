@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from balancer.board import Board
+from fixtures.demo_processes import free_ports
 from proxy.config import Address, Admin, Config, Engine, EngineTls, Model
 from proxy.control import agent as agents
 from proxy.control import kept
@@ -43,7 +44,6 @@ from tests.proxy.control.test_learned import taught
 from tests.support.http import eventually
 from tests.support.process import ROOT
 from tests.support.records import record
-from tests.support.servers import free_ports
 
 SECONDS = 20.0
 A, B = (Engine(f"http://127.0.0.1:{port}", f"gpu-{port}") for port in (9, 10))

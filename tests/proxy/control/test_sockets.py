@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.demo_processes import free_ports
 from proxy.config import Address, Admin, Config
 from proxy.control.sockets import Sockets, listening_socket, shared_sockets
-from tests.support.servers import free_ports
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.demo_processes import free_ports
 from proxy.config import load
 from proxy.control import supervisor as module
 from proxy.control.children import Child
@@ -30,7 +31,6 @@ from proxy.control.messages import (
 from proxy.control.sockets import listening_socket
 from proxy.control.supervisor import STUCK_NS, Supervisor
 from tests.support.process import ROOT
-from tests.support.servers import free_ports
 
 SECOND = 1_000_000_000
 A, B, C = (f"http://127.0.0.1:{port}" for port in (9001, 9002, 9003))
