@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from telemetry.context import SAMPLED
 from telemetry.tree import Span
@@ -106,7 +106,7 @@ class Exporter:
         )  # fmt: skip
 
     def add(self, spans: Iterable[Span], trace_id: str, state: str, worker: int) -> None:
-        """Takes one request's spans."""
+        """Takes one request's spans; `worker`: who made them, below 0 for the agent."""
         resource = self._resource(worker)
         for span in spans:
             if self._added - self._dropped - self._counted.taken >= self._queue:
@@ -126,7 +126,8 @@ class Exporter:
     def _resource(self, worker: int) -> Resource:
         found = self._resources.get(worker)
         if found is None:
-            instance = f"{self._common.get('headrace.location', '')}-{worker}"
+            part = worker if worker >= 0 else "agent"
+            instance = f"{self._common.get('headrace.location', '')}-{part}"
             found = self._resources[worker] = Resource({**self._common, "service.instance.id": instance})
         return found
 
@@ -144,6 +145,7 @@ def readable(span: Span, trace_id: str, state: str, resource: Resource) -> Reada
         parent=SpanContext(trace, int(span.parent_id, 16), span.kind == "server", flags) if span.parent_id else None,
         resource=resource,
         attributes=span.attributes,
+        links=[Link(SpanContext(int(at, 16), int(span_id, 16), True, flags)) for at, span_id in span.links],
         events=[Event(event.name, timestamp=event.at) for event in span.events],
         kind=KINDS[span.kind],
         status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),

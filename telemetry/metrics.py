@@ -107,6 +107,16 @@ class Metrics:
         """Spans, by what became of them."""
         self._of(names.SPANS, state).inc(n)
 
+    def tuned(self, model: str, kind: str) -> None:
+        """A weight was changed."""
+        self._of(names.TUNER_UPDATES, model, kind).inc()
+        if kind == "rollback":
+            self._of(names.TUNER_ROLLBACKS, model).inc()
+
+    def left_alone(self, model: str, reason: str, n: int) -> None:
+        """So many weights were not changed."""
+        self._of(names.TUNER_REJECTED, model, reason).inc(n)
+
     def engine(self, record: Record, attempt: Attempt) -> None:
         """An attempt's time by its engine's own spans."""
         phases = attempt.engine

@@ -141,9 +141,24 @@ PEER_UP = Metric("headrace_peer_up", "gauge", "1 if the other location is on the
 PEER_RTT = Metric("headrace_peer_rtt_seconds", "gauge", "Round trip to the other location's mesh", ("location",))
 DIGEST_AGE = Metric("headrace_digest_age_seconds", "gauge", "Age of what a location last said", ("from", "to"))
 
+TUNER_UPDATES = Metric(
+    "headrace_tuner_updates",
+    "counter",
+    "Weights changed, by the kind of change: update, rollback, reset",
+    ("model", "reason"),
+)
+TUNER_REJECTED = Metric("headrace_tuner_rejected", "counter", "Weights left as they were", ("model", "reason"))
+TUNER_ROLLBACKS = Metric(
+    "headrace_tuner_rollbacks", "counter", "Weights set back, after which waits had grown", ("model",)
+)
+TUNER_AGE = Metric("headrace_tuner_input_age_seconds", "gauge", "Since the tuner last saw a request", ("model",))
+TUNER_WEIGHT = Metric(
+    "headrace_tuner_weight", "gauge", "The weight that the tuner holds right, in force or not", ("model", "instance")
+)
+
 OBSERVED = (
     DURATION, TTFT, TPOT, TOKENS, REQUESTS, OVERHEAD, QUEUE_WAIT, DECISIONS, ESTIMATE_ERROR, ENGINE, LAG,
-    SPANS,
+    SPANS, TUNER_UPDATES, TUNER_REJECTED, TUNER_ROLLBACKS,
 )  # fmt: skip
 COUNTED = (
     RETRIES, BUDGET_EXHAUSTED, INTERRUPTIONS, REJECTS, REFUSED, PAUSES, DROPPED, SPILL, SPILL_REFUSED, HOPS_REJECTED,
@@ -163,6 +178,8 @@ COLLECTED = (
     PEER_UP,
     PEER_RTT,
     DIGEST_AGE,
+    TUNER_AGE,
+    TUNER_WEIGHT,
 )
 ALL = (*OBSERVED, *COUNTED, *COLLECTED)
 
@@ -216,6 +233,14 @@ ATTEMPTS = "headrace.attempts"
 TPOT_MS = "headrace.tpot_ms"
 INSTANCE = "headrace.instance"
 RETRY_REASON = "headrace.retry.reason"
+TUNER_KIND = "headrace.tuner.kind"
+TUNER_MODE = "headrace.tuner.mode"
+TUNER_BEFORE = "headrace.tuner.weight.before"
+TUNER_AFTER = "headrace.tuner.weight.after"
+TUNER_RATE = "headrace.tuner.seconds_per_token"
+TUNER_FLEET = "headrace.tuner.fleet_seconds_per_token"
+TUNER_SAMPLES = "headrace.tuner.samples"
+TUNER_REASON = "headrace.tuner.reason"
 SPILL_FROM = "headrace.spill.from"
 SPILL_TO = "headrace.spill.to"
 SPILL_HOP = "headrace.spill.hop"

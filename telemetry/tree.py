@@ -48,6 +48,7 @@ class Span(msgspec.Struct):
     attributes: dict[str, Any]
     events: list[Event] = []
     error: str = ""  # what went wrong; "" if nothing did
+    links: tuple[tuple[str, str], ...] = ()  # trace and span id of others
 
 
 def spans(record: Record, addresses: Addresses) -> list[Span]:

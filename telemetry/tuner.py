@@ -45,7 +45,7 @@ class Sample(NamedTuple):
     work: int  # tokens: prompts ahead of it at dispatch, and its own
     seconds: float  # from its sending to its first token, or until now
     predicted: float  # s
-    trace_id: str
+    trace: tuple[str, str] | None  # trace and span id, if it can be looked at
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ class Change(msgspec.Struct, frozen=True):
     fleet: float  # the median of b
     samples: float  # decayed
     reason: str
-    traces: tuple[str, ...] = ()  # ids of traces that speak for it
+    traces: tuple[tuple[str, str], ...] = ()  # trace and span ids of requests that speak for it
 
 
 class Found:
@@ -75,7 +75,7 @@ class Found:
         self.network = 0.0
         self.ratios: deque[tuple[int, float]] = deque(maxlen=MOST_RATIOS)  # y over predicted
         self.weights: deque[tuple[int, float]] = deque()  # what it was before each change of the last window
-        self.traces: deque[str] = deque(maxlen=EVIDENCE)
+        self.traces: deque[tuple[str, str]] = deque(maxlen=EVIDENCE)
         self.held_until = 0
         self.attempted = self.sampled = 0  # the first attempt since the last sample; the last sample
 
@@ -91,7 +91,8 @@ class Found:
         self.samples = DECAY * self.samples + 1
         if sample.predicted > 0:
             self.ratios.append((now, sample.seconds / sample.predicted))
-        self.traces.append(sample.trace_id)
+        if sample.trace is not None:
+            self.traces.append(sample.trace)
         self.sampled, self.attempted = now, 0
 
     @property

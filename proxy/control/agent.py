@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 
 import aiohttp
 import grpc  # noqa: F401  lives here: imported later, by a reload, it would stall the loop; tools tell the agent by it
@@ -41,6 +41,7 @@ from proxy.control.messages import (
     Failed,
     Found,
     Hello,
+    Late,
     Learned,
     Processes,
     Push,
@@ -53,8 +54,10 @@ from proxy.control.messages import (
 from proxy.control.peers import Peers
 from proxy.control.probe import Probe, State
 from proxy.control.traces import Traces
+from proxy.control.weights import Weights
 from telemetry.metrics import Metrics
 from telemetry.record import shift
+from telemetry.tuner import TICK
 
 log = logging.getLogger("headrace.agent")
 PUSH_EVERY = 1.0  # s between two Tables that differ in gauges only
@@ -101,6 +104,8 @@ class Agent:
         self.admin = Admin(self)
         self.peers = Peers(self)
         self.traces = Traces(views.VERSION, self.metrics)
+        self.weights = Weights(self.metrics, self.traces.changed)
+        self.traces.network = self.weights.network
         self.said: set[str] = set()  # what the log was told once
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self.loop.create_future()
@@ -159,6 +164,7 @@ class Agent:
                 return
             self.config, self.cells, self.generation = config, message.cells, message.generation
             self.kept.configure(config, archive)
+            self.weights.configure(config)
             self.hash = hashlib.sha256(msgspec.msgpack.encode(config)).hexdigest()[:12]
             self._probe_with(probes)
             self.push()
@@ -237,7 +243,9 @@ class Agent:
             self._on_worker(link, message)
 
         def on_lost() -> None:
-            self.workers.pop(link, None)
+            number = self.workers.pop(link, None)
+            if number is not None:
+                self.weights.overdue(number, [], time.monotonic_ns())
             if not self.workers:
                 self.alone.set()
 
@@ -246,16 +254,7 @@ class Agent:
 
     def _on_worker(self, link: Link, message: ToAgent) -> None:
         if isinstance(message, Hello):
-            self.workers[link] = message.worker
-            self.alone.clear()
-            if self.counted.get(message.worker, (0, 0))[0] != message.pid:
-                self.counted[message.worker] = message.pid, 0
-            if self.table is not None:
-                link.send(Push(self.table))
-            if (news := self.peers.all()).remotes:
-                link.send(news)
-            if self.kept.learned.models:
-                link.send(Learned(self.kept.learned.models))
+            self._on_hello(link, message)
             return
         number = self.workers.get(link)
         if number is None:
@@ -263,6 +262,9 @@ class Agent:
             return
         if isinstance(message, Learned):
             self.kept.learned.merge(message.models)
+            return
+        if isinstance(message, Late):
+            self.weights.overdue(number, message.requests, time.monotonic_ns())
             return
         if isinstance(message, Found):
             self.finder.answered(message)
@@ -272,6 +274,20 @@ class Agent:
             self.counted[number] = pid, message.sequence
             self._count(number, message)
         link.send(Ack(message.sequence))
+
+    def _on_hello(self, link: Link, message: Hello) -> None:
+        self.workers[link] = message.worker
+        self.alone.clear()
+        if self.counted.get(message.worker, (0, 0))[0] != message.pid:
+            self.counted[message.worker] = message.pid, 0
+        if self.weights.restore(message.found):
+            self.push()
+        if self.table is not None:
+            link.send(Push(self.table, self.weights.snapshot()))
+        if (news := self.peers.all()).remotes:
+            link.send(news)
+        if self.kept.learned.models:
+            link.send(Learned(self.kept.learned.models))
 
     def _count(self, worker: int, batch: Batch) -> None:
         for key, n in batch.counters.items():
@@ -283,11 +299,13 @@ class Agent:
         for seconds in batch.lag:
             self.metrics.lag(worker, seconds)
         self.ejected[worker], self.waiting[worker] = batch.ejected, batch.queued
+        now = time.monotonic_ns()
         for record in batch.records:
             shift(record, batch.offset)
             self.metrics.observe(record)
             self.peers.observe(record)
             self.traces.observe(record)
+            self.weights.observe(record, now)
             self.totals["requests"] += 1
             self.totals["outcome:" + record.outcome] += 1
             self.kept.add(record)
@@ -300,20 +318,25 @@ class Agent:
         if config is None:
             return
         self.stale = False
-        models = {name: Fleet(tuple(map(self._instance, model.engines))) for name, model in config.models.items()}
+        models = {name: self._fleet(name, model.engines) for name, model in config.models.items()}
         if self.table is not None and models == self.table.models:
             return
         self.version = max(self.version + 1, time.time_ns() // 1_000_000)  # grows over the agent's restarts too
         self.table = Table(self.version, models)
+        found = self.weights.snapshot()
         for link in self.workers:
-            link.send(Push(self.table))
+            link.send(Push(self.table, found))
 
-    def _instance(self, engine: Engine) -> Instance:
+    def _fleet(self, model: str, engines: Sequence[Engine]) -> Fleet:
+        weights = self.weights.of(model)
+        return Fleet(tuple(self._instance(engine, weights[engine.name]) for engine in engines))
+
+    def _instance(self, engine: Engine, weight: float) -> Instance:
         state = self.probes[engine.url].state
         return Instance(
             cell=self.cells[engine.url],
             name=engine.name,
-            weight=engine.weight,
+            weight=weight,
             ready=state.ready,
             since=state.since,
             kv_use=round(state.load.kv_use, 3),
@@ -326,6 +349,13 @@ class Agent:
         while True:
             await asyncio.sleep(PUSH_EVERY)
             if self.stale:
+                self.push()
+
+    async def tune(self) -> None:
+        """Lets the tuners look at what was learned."""
+        while True:
+            await asyncio.sleep(TICK / 1e9)
+            if self.weights.tick(time.monotonic_ns()):
                 self.push()
 
 
@@ -346,6 +376,7 @@ async def serve(args: argparse.Namespace) -> int:
     listening = await loop.create_unix_server(agent.worker_link, sock=socket.socket(fileno=args.workers))
     agent.spawn(agent.keep_table_fresh())
     agent.spawn(agent.keep_files())
+    agent.spawn(agent.tune())
     agent.spawn(agent.peers.keep_telling())
     code = await agent.done
     await agent.peers.stop()

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Iterable
 
 from proxy.control.link import Link
-from proxy.control.messages import Find, Found, InFlight
+from proxy.control.messages import Find, Found, InFlight, Overdue
+from proxy.net import vigil
 from proxy.net.exchange import Exchange
 from proxy.net.plane import Plane
 
 PATIENCE = 0.5  # s that workers have for their answers
+MOST_OVERDUE = 256  # requests of a worker
 MS = 1e-6
 
 
@@ -37,6 +39,23 @@ def _seen(plane: Plane, exchange: Exchange, now: int) -> InFlight:
         waiting_ms=round((now - waiter.since) * MS, 3) if waiter is not None else 0.0,
         expected_wait_ms=round(expected * 1e3, 3),
     )
+
+
+def overdue(plane: Plane, now: int) -> list[Overdue]:
+    """Streams that wait for their first token longer than twice what was predicted. Linear in the open connections."""
+    found: list[Overdue] = []
+    for client in plane.open_clients:
+        exchange = client.exchange
+        if exchange is None or exchange.first_token or exchange.decision is None or not vigil.late(exchange, now):
+            continue
+        decision, name = exchange.decision, exchange.decision.instance.name
+        ahead = next((c.prefill for c in decision.candidates if c.instance == name), 0)
+        found.append(
+            Overdue(exchange.ask.model, name, ahead + decision.prompt_tokens, now - exchange.sent, decision.ttft)
+        )
+        if len(found) == MOST_OVERDUE:
+            break
+    return found
 
 
 class Finder:

@@ -4,6 +4,7 @@ Supervisor and child speak over a socket pair; a worker and the agent over a Uni
 on, so that it outlives any agent.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -71,11 +72,31 @@ class Processes(msgspec.Struct, tag=True, frozen=True):
     draining: bool
 
 
+Tuned = Mapping[str, Mapping[str, tuple[float, float]]]  # by model and instance: configured weight and the tuner's
+
+
 class Hello(msgspec.Struct, tag=True, frozen=True):
     """Worker to agent, first on a connection."""
 
     worker: int
     pid: int
+    found: Tuned = {}  # as the last Push said: a new agent begins with it
+
+
+class Overdue(msgspec.Struct, array_like=True, frozen=True):
+    """A stream that waits for its first token longer than twice what was predicted."""
+
+    model: str
+    instance: str
+    work: int  # prompt tokens that were ahead of it, and its own
+    waited: int  # ns since it was sent
+    predicted: float  # s
+
+
+class Late(msgspec.Struct, tag=True, frozen=True):
+    """Worker to agent, once a second while there are any: its overdue requests, instead of those it told before."""
+
+    requests: list[Overdue]
 
 
 class Batch(msgspec.Struct, tag=True, frozen=True):
@@ -106,6 +127,7 @@ class Push(msgspec.Struct, tag=True, frozen=True):
     """Agent to worker: the Table to route by."""
 
     table: Table
+    found: Tuned = {}
 
 
 class Remote(msgspec.Struct, frozen=True):
@@ -160,5 +182,5 @@ class Found(msgspec.Struct, tag=True, frozen=True):
 
 ToChild = Configure | Drain | ReloadResult | Processes
 ToSupervisor = Ready | Failed | ReloadRequest | DrainRequest
-ToAgent = Hello | Batch | Learned | Found
+ToAgent = Hello | Batch | Late | Learned | Found
 ToWorker = Ack | Push | Learned | Find | News

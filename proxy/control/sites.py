@@ -3,11 +3,13 @@
 import ssl
 import time
 import urllib.parse
+from collections.abc import Mapping
 
 import msgspec
 
 from balancer.model import Fleet, Instance, Table
 from proxy.config import Config, Engine, EngineTls, ServerTls
+from proxy.control.messages import Tuned
 from proxy.net.site import Site, Upstream
 
 
@@ -109,19 +111,26 @@ def server_context(tls: ServerTls) -> ssl.SSLContext:
     return context
 
 
-def table(config: Config, cells: dict[str, int], last: Table | None = None) -> Table:
-    """A Table from the config alone, with what the agent's last one said of instances that are still there."""
+def table(config: Config, cells: dict[str, int], last: Table | None = None, found: Tuned | None = None) -> Table:
+    """A Table from the config alone, with what the agent's last one said of instances that are still there, and the weights
+    that its tuner had `found` for those whose configured weight is the same.
+    """
     known = {i.cell: i for fleet in last.models.values() for i in fleet.instances} if last is not None else {}
     models = {}
     for name, model in config.models.items():
         instances = []
         for engine in model.engines:
-            cell = cells[engine.url]
+            cell, weight = cells[engine.url], _weight(engine, (found or {}).get(name, {}))
             before = known.get(cell)
             if before is not None and before.name == engine.name:
-                instances.append(msgspec.structs.replace(before, weight=engine.weight))
+                instances.append(msgspec.structs.replace(before, weight=weight))
             else:
-                instances.append(Instance(cell, engine.name, engine.weight))
+                instances.append(Instance(cell, engine.name, weight))
         fleet = last.models.get(name) if last is not None else None
         models[name] = Fleet(tuple(instances), fleet.reference) if fleet is not None else Fleet(tuple(instances))
     return Table(last.version if last is not None else 0, models)
+
+
+def _weight(engine: Engine, found: Mapping[str, tuple[float, float]]) -> float:
+    configured, tuned = found.get(engine.name, (engine.weight, engine.weight))
+    return tuned if configured == engine.weight else engine.weight

@@ -2,24 +2,27 @@
 
 import asyncio
 import collections
+import os
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from proxy.config import Config, Telemetry
-from telemetry import names
+from telemetry import audit, names
 from telemetry.content import messages
 from telemetry.export import Exporter, exporter_for, http_endpoint
 from telemetry.join import EngineSpan, Join
 from telemetry.metrics import Metrics
 from telemetry.receive import GrpcForward, Receiver
-from telemetry.record import Record
+from telemetry.record import Attempt, Record
 from telemetry.sampling import Sampler
 from telemetry.tree import Span, engine_spans, spans
+from telemetry.tuner import Change
 
+AGENT = -1  # stands for a worker's number
 FAREWELL = 3.0  # s that the last spans have when the agent ends
 
 
@@ -32,6 +35,7 @@ class Traces:
         self._receiver: Receiver | None = None
         self._forward: GrpcForward | HttpForward | None = None
         self._counts: collections.Counter[str] = collections.Counter()
+        self.network: Callable[[str, str, float], None] | None = None  # hears how long a model's instance is away
         self._sampler = Sampler()
         self._settings = Telemetry()
         self._exporter: Exporter | None = None
@@ -61,7 +65,7 @@ class Traces:
         """Exports a request's spans if they are wanted. What was said in it is forgotten here."""
         content, record.content = record.content, None
         for _, attempt in self._join.add_record(record) if self._receiver is not None else ():
-            self._metrics.engine(record, attempt)
+            self._joined(record, attempt)
         if self._exporter is None or not (why := self._sampler.why(record)):
             return
         made = self.spans(record)
@@ -101,7 +105,17 @@ class Traces:
 
     def _hear(self, told: list[EngineSpan]) -> None:
         for record, attempt in self._join.add_spans(told):
-            self._metrics.engine(record, attempt)
+            self._joined(record, attempt)
+
+    def _joined(self, record: Record, attempt: Attempt) -> None:
+        self._metrics.engine(record, attempt)
+        if self.network is not None and attempt.engine is not None:
+            self.network(record.model, attempt.instance, attempt.engine.network)
+
+    def changed(self, change: Change) -> None:
+        """Exports the tuner's change as a span, in a trace of its own."""
+        if self._exporter is not None:
+            self._exporter.add([audit.span(change, os.urandom(8).hex())], os.urandom(16).hex(), "", AGENT)
 
     def _count(self, state: str, n: int) -> None:
         self._counts[state] += n

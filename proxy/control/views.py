@@ -5,11 +5,14 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from balancer.model import REASONS
 from telemetry import names
 from telemetry.metrics import PHASES, Sample, percentile
 from telemetry.names import PRIORITIES
 from telemetry.record import Record, as_dict
+from telemetry.tuner import Change
 
 if TYPE_CHECKING:
     from proxy.control.agent import Agent
@@ -90,7 +93,7 @@ def locations(agent: "Agent") -> dict[str, dict[str, Any]]:
 
 def _instances(agent: "Agent", model: str) -> list[dict[str, Any]]:
     assert agent.config is not None  # noqa: S101
-    shown = []
+    shown, weights = [], agent.weights.of(model)
     for engine in agent.config.models[model].engines:
         probed = agent.probes[engine.url].state
         cell = agent.cells[engine.url]
@@ -98,7 +101,8 @@ def _instances(agent: "Agent", model: str) -> list[dict[str, Any]]:
         out = [worker for worker, names in agent.ejected.items() if engine.name in names]
         shown.append(
             {
-                "name": engine.name, "url": engine.url, "kind": probed.kind, "ready": probed.ready, "weight": engine.weight,
+                "name": engine.name, "url": engine.url, "kind": probed.kind, "ready": probed.ready,
+                "weight": weights[engine.name],
                 "outstanding": {"prefill": prefill, "decode": decode, "requests": requests},
                 "kv_use": round(probed.load.kv_use, 4), "running": probed.load.running, "waiting": probed.load.waiting,
                 "background": probed.background, "ejected_by": sorted(out), "serves": list(probed.served),
@@ -115,15 +119,25 @@ def _problem(problem: str, served: tuple[str, ...], model: str) -> str:
 
 
 def weights(agent: "Agent") -> dict[str, Any]:
-    """The weights in force, and where they come from."""
-    models = agent.config.models if agent.config else {}
+    """The weights in force, what the tuner holds right, and what it changed, newest first."""
+    config, tuners, now = agent.config, agent.weights.tuners, time.monotonic_ns()
+    models = {}
+    for name, model in config.models.items() if config is not None else ():
+        in_force, found = tuners[name].weights, tuners[name].found
+        models[name] = [
+            {"instance": e.name, "weight": in_force[e.name], "configured": e.weight, "tuner": found[e.name]}
+            for e in model.engines
+        ]
     return {
-        "models": {
-            name: [{"instance": e.name, "weight": e.weight, "reason": "configured"} for e in model.engines]
-            for name, model in models.items()
-        },
-        "history": [],
+        "tuner": agent.weights.mode,
+        "models": models,
+        "input_age_s": {name: round(tuner.age(now), 3) for name, tuner in tuners.items()},
+        "history": [_change(change) for change in reversed(agent.weights.history)],
     }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(change), "traces": [trace for trace, _ in change.traces]}
 
 
 def summary(record: Record) -> dict[str, Any]:
@@ -167,6 +181,10 @@ def samples(agent: "Agent") -> Iterable[Sample]:
             yield Sample(names.PEER_RTT, (location,), peer["rtt_ms"] / 1000)
             here = agent.config.location if agent.config is not None else ""
             yield Sample(names.DIGEST_AGE, (location, here), peer["age_s"])
+    for model, tuner in agent.weights.tuners.items():
+        yield Sample(names.TUNER_AGE, (model,), tuner.age(time.monotonic_ns()))
+        for instance_name, weight in tuner.found.items():
+            yield Sample(names.TUNER_WEIGHT, (model, instance_name), weight)
     ejected = {name for out in agent.ejected.values() for name in out}
     for model, fleet in (agent.table.models if agent.table is not None else {}).items():
         for instance in fleet.instances:

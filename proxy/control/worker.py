@@ -40,12 +40,14 @@ from proxy.control.messages import (
     Find,
     Found,
     Hello,
+    Late,
     Learned,
     News,
     Push,
     Ready,
     ToChild,
     ToWorker,
+    Tuned,
 )
 from proxy.control.outbox import Outbox
 from proxy.net.plane import Plane
@@ -79,6 +81,8 @@ class Worker:
         self.agent: Link | None = None
         self.table: Table | None = None  # in force
         self.pushed: Table | None = None  # the agent's last, which may be of another configuration
+        self.found: Tuned = {}  # weights that the agent's tuner has found
+        self.was_late = False  # the agent knows of overdue requests here
         self.elsewhere = 0
         self.neighbours: list[int] = []  # where the other workers' part of the shares begins on the board
         self.router = Router(
@@ -156,7 +160,7 @@ class Worker:
         self.router.configure(config.balancing, limits.queue, int(limits.queue_timeout * SECOND))
         self.plane.configure(site, now)
         self.config_drain = config.drain_timeout
-        self._route_by(sites.table(config, message.cells, self.table))
+        self._route_by(sites.table(config, message.cells, self.table, self.found))
         self._take_pushed()
         if not self.plane.draining:
             try:
@@ -221,7 +225,7 @@ class Worker:
                     pass
                 else:
                     self.agent = link
-                    link.send(Hello(self.number, os.getpid()))
+                    link.send(Hello(self.number, os.getpid(), self.found))
                     self._teach()
                     self._tell(self.outbox.unacknowledged())
             await asyncio.sleep(RECONNECT)
@@ -230,7 +234,7 @@ class Worker:
         if isinstance(message, Ack):
             self.outbox.acknowledge(message.sequence)
         elif isinstance(message, Push):
-            self.pushed = message.table
+            self.pushed, self.found = message.table, message.found
             self._take_pushed()
         elif isinstance(message, Find):
             if self.agent is not None:
@@ -318,11 +322,21 @@ class Worker:
         self.elsewhere = board.connections(except_row=row)
         plane.queued_elsewhere = board.queued(except_row=row)
         plane.sweep(now)
+        self._tell_late(now)
         self._guard()
         self.sweeps += 1
         if self.sweeps % TEACH == 0:
             self._teach()
         board.beat(row, now)
+
+    def _tell_late(self, now: int) -> None:
+        """Tells the agent of the requests that wait for their first token too long: its tuner sees a stall by them."""
+        if self.agent is None:
+            return
+        late = inflight.overdue(self.plane, now)
+        if late or self.was_late:
+            self.agent.send(Late(late))
+            self.was_late = bool(late)
 
     def _look(self) -> None:
         """Four times a second: attempts that seem stalled. While requests wait, more often: what the location's other

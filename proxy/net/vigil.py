@@ -11,6 +11,8 @@ from proxy.core.exchange import State
 if TYPE_CHECKING:
     from proxy.net.exchange import Exchange
 
+LATE = 2  # times what was predicted
+_ANSWERING = (State.SENT, State.RELAYING)
 _UNDER_WAY = (State.CONNECTING, State.SENT, State.RELAYING)
 
 
@@ -67,6 +69,19 @@ def _timeout(exchange: "Exchange", now: int) -> None:
         exchange.failed(Outcome.REFUSED, now)
     else:
         exchange.failed(Outcome.STALLED, now)
+
+
+def late(exchange: "Exchange", now: int) -> bool:
+    """Whether a stream waits for its first token longer than twice what was predicted, at an instance of this location."""
+    decision = exchange.decision
+    return (
+        exchange.state in _ANSWERING
+        and not exchange.first_token
+        and exchange.ask.stream
+        and not exchange.spilled
+        and decision is not None
+        and now - exchange.sent > LATE * decision.ttft * 1e9
+    )
 
 
 def notice(exchange: "Exchange", now: int) -> None:

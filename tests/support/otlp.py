@@ -31,6 +31,7 @@ class Seen:
         self.failed: bool = span.status.code == 2
         self.state: str = span.trace_state
         self.events: list[str] = [event.name for event in span.events]
+        self.links = [(link.trace_id.hex(), link.span_id.hex()) for link in span.links]
         self.attributes = values(span.attributes)
         self.resource = resource
 

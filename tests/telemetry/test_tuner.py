@@ -30,7 +30,9 @@ class Fleet:
                     work = 500 + 150 * number
                     if name not in self.silent:
                         predicted = 70e-6 * work / self.tuner.weights[name]
-                        sample = Sample(name, work, 0.015 + seconds * work, predicted, f"{number:032x}")
+                        sample = Sample(
+                            name, work, 0.015 + seconds * work, predicted, (f"{number:032x}", f"{number:016x}")
+                        )
                         self.tuner.observe(sample, self.now + number * SECOND // 10)
             self.now += TICK
             kinds += [change.kind for change in self.tuner.tick(self.now)]
@@ -83,7 +85,7 @@ def test_a_stalled_instance() -> None:
     fleet.ticks(6)
     fleet.silent.add("c")
     for tick in range(1, 9):
-        waiting = [Sample("c", 1000, tick * 5.0, 0.1, "f" * 32) for _ in range(10)]
+        waiting = [Sample("c", 1000, tick * 5.0, 0.1, None) for _ in range(10)]
         fleet.tuner.pending(0, waiting, fleet.now)
         fleet.ticks(1)
     assert fleet.tuner.weights["c"] < 0.5
@@ -116,7 +118,9 @@ def test_a_wrong_update_is_taken_back() -> None:
                 work = int((500 + 150 * number) * slow)
                 seconds = 0.015 + 70e-6 * work
                 predicted = 70e-6 * work / fleet.tuner.weights[name]
-                fleet.tuner.observe(Sample(name, work, seconds, predicted, f"{number:032x}"), fleet.now + number)
+                fleet.tuner.observe(
+                    Sample(name, work, seconds, predicted, (f"{number:032x}", f"{number:016x}")), fleet.now + number
+                )
         fleet.now += TICK
         changes += fleet.tuner.tick(fleet.now)
     assert {"c"} == {change.instance for change in changes}

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from proxy.control.agent import Agent
 from proxy.control.link import Link
 from proxy.control.messages import Batch, Process, Processes, ReloadResult
 from telemetry.record import Record
+from tests.proxy.control.test_weights import SECOND, TRACE, teach
 from tests.support.records import record, refusal
 
 Client = TestClient[Any, Any]
@@ -41,6 +43,7 @@ def serve(
         agent.config, agent.cells, agent.generation = CONFIG, {e.url: n for n, e in enumerate(ENGINES)}, 3
         agent.admin._config = AdminConfig(token=token)
         agent.probes = agent._probes_for(CONFIG, agent.cells)
+        agent.weights.configure(CONFIG)
         agent.push()
         agent.on_control(Processes([Process(0, 4321, 0, 2)], 1, False))
         agent.workers[agent.worker_link()] = 0
@@ -197,8 +200,39 @@ def test_unknown_request() -> None:
 def test_weights() -> None:
     """Each instance's weight and where it is from."""
     found = fetch("/api/weights")
-    assert [1.0, 2.0] == [one["weight"] for one in found["models"]["llama"]]
-    assert {"configured"} == {one["reason"] for one in found["models"]["llama"]}
+    assert ["gpu-1", "gpu-2"] == [one["instance"] for one in found["models"]["llama"]]
+    for key in ("weight", "configured", "tuner"):
+        assert [1.0, 2.0] == [one[key] for one in found["models"]["llama"]]
+    assert ("on", {"llama": 0.0}, []) == (found["tuner"], found["input_age_s"], found["history"])
+
+
+def test_changed_weights() -> None:
+    """What was changed, when, why, and by which traces; state and metrics show the new weight."""
+
+    async def talk(agent: Agent, client: Client) -> None:
+        teach(agent.weights, SECOND)
+        assert agent.weights.tick(6 * SECOND)
+        agent.push()
+        async with client.get("/api/weights") as answer:
+            found = await answer.json()
+        newest = found["history"][0]
+        assert {"gpu-1", "gpu-2"} == {change["instance"] for change in found["history"]}
+        assert ("llama", "update", "on") == (newest["model"], newest["kind"], newest["mode"])
+        assert abs(time.time_ns() - newest["at"]) < 60 * SECOND
+        assert {TRACE} == set(newest["traces"])
+        first, second = found["models"]["llama"]
+        assert first["weight"] == first["tuner"] > first["configured"]
+        assert second["weight"] < 2.0
+        async with client.get("/api/state") as answer:
+            shown = (await answer.json())["models"]["llama"]
+        assert [first["weight"], second["weight"]] == [one["weight"] for one in shown]
+        async with client.get("/metrics") as answer:
+            text = await answer.text()
+        assert 'headrace_tuner_updates_total{model="llama",reason="update"} 2.0' in text
+        assert f'headrace_tuner_weight{{instance="gpu-1",model="llama"}} {first["weight"]}' in text
+        assert f'headrace_instance_weight{{instance="gpu-1",model="llama"}} {first["weight"]}' in text
+
+    serve(talk)
 
 
 def test_unknown_paths_and_methods() -> None:

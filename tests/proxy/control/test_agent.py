@@ -32,7 +32,9 @@ from proxy.control.messages import (
     Drain,
     Failed,
     Hello,
+    Late,
     Learned,
+    Overdue,
     Process,
     Processes,
     Push,
@@ -203,6 +205,38 @@ def test_worker_gets_the_table() -> None:
         first, second = (message.table for message in worker.sent)
         assert [True, False] == [instance.ready for instance in second.models["llama"].instances]
         assert first.version < second.version
+
+    with_agent(talk)
+
+
+def test_a_new_agent_learns_the_weights_from_a_worker() -> None:
+    """Its Table has them at once, and the worker is told the same again."""
+
+    async def talk(agent: Agent, control: Told) -> None:
+        await configure(agent, 1, A, B)
+        worker, found = Told(), {"llama": {A.name: (1.0, 1.5), B.name: (1.0, 0.5)}}
+        agent._on_worker(worker, Hello(0, 4321, found))
+        pushed = worker.sent[-1]
+        assert [1.5, 0.5] == [instance.weight for instance in pushed.table.models["llama"].instances]
+        assert [1.5, 0.5] == [pushed.found["llama"][engine.name][1] for engine in (A, B)]
+
+    with_agent(talk)
+
+
+def test_overdue_requests_of_a_worker() -> None:
+    """Go to the tuner; when the worker is gone nothing of it waits any more."""
+
+    async def talk(agent: Agent, control: Told) -> None:
+        await configure(agent, 1, A)
+        link = agent.worker_link()
+        monkey = Told()
+        link.send = monkey.send  # type: ignore[method-assign]
+        agent._on_worker(link, Hello(0, 4321))
+        agent._on_worker(link, Late([Overdue("llama", A.name, 500, 10**9, 0.1)]))
+        pending = agent.weights.tuners["llama"]._pending
+        assert [500] == [sample.work for sample in pending[0]]
+        link.connection_lost(None)
+        assert [] == pending[0]
 
     with_agent(talk)
 

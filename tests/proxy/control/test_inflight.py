@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.control.inflight import Finder, look
+from proxy.control.inflight import Finder, look, overdue
 from proxy.control.messages import Find, Found, InFlight, ToAgent
 from tests.support.plane import EVENT, STREAM_HEAD, Bench, chunk, post
 
@@ -43,6 +43,29 @@ def test_waiting_requests() -> None:
     assert others == sorted(others)
     assert 0 < others[0]
     assert all(1000 < one.waiting_ms <= 2000 for one in seen[1:] if one is not None)
+
+
+def test_overdue_streams() -> None:
+    """Those that wait for their first token longer than twice what was predicted, and no others."""
+    bench = Bench(engines=1)
+    client, _ = bench.client()
+    client.data_received(post(stream=True, prompt="x" * 400))
+    whole, _ = bench.client()
+    whole.data_received(post())
+    exchange = client.exchange
+    assert exchange is not None
+    assert exchange.decision is not None
+    patience = int(2e9 * exchange.decision.ttft)
+    assert [] == overdue(bench.plane, exchange.sent + patience - 1000)
+    (late,) = overdue(bench.plane, exchange.sent + patience + 1_000_000)
+    assert ("m", "one", exchange.decision.ttft) == (late.model, late.instance, late.predicted)
+    assert late.work == exchange.decision.prompt_tokens > 0
+    assert patience < late.waited
+    connection, _ = bench.engine_of(client)
+    connection.data_received(STREAM_HEAD)
+    assert 1 == len(overdue(bench.plane, exchange.sent + 10 * patience))
+    connection.data_received(chunk(EVENT))
+    assert [] == overdue(bench.plane, exchange.sent + 10 * patience)
 
 
 class Links:

@@ -180,3 +180,12 @@ def test_table_of_a_new_model() -> None:
     """A model that the last table did not have gets a fleet of its own."""
     last = Table(3, {"other": Fleet(())})
     assert Table(3, table(config(), CELLS).models) == table(config(), CELLS, last)
+
+
+def test_tuned_weights() -> None:
+    """Hold for whom the config gives the weight that they were found with."""
+    engines = (Engine("http://a", "a"), Engine("http://b", "b", weight=2.0), Engine("http://c", "c"))
+    config = Config("ams", Address("127.0.0.1", 8080), {"m": Model(engines)})
+    found = {"m": {"a": (1.0, 1.5), "b": (1.0, 0.5)}}
+    made = table(config, {e.url: n for n, e in enumerate(engines)}, None, found)
+    assert [1.5, 2.0, 1.0] == [instance.weight for instance in made.models["m"].instances]

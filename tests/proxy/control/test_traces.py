@@ -12,6 +12,7 @@ from proxy.control.traces import Traces, addresses
 from telemetry import names
 from telemetry.metrics import Metrics
 from telemetry.record import Content
+from telemetry.tuner import Change
 from tests.support.otlp import Backend
 from tests.support.records import record
 
@@ -103,3 +104,20 @@ def test_an_address_that_is_taken() -> None:
         asyncio.run(go())
     finally:
         backend.stop()
+
+
+def test_changes_of_weights(backend: Backend) -> None:
+    """Are spans of their own, linked to their evidence; without a backend they go nowhere."""
+    change = Change(5, "llama", "gpu-1", "update", "on", 1.0, 0.8, 9e-5, 7e-5, 12.5, "slow", (("ab" * 16, "cd" * 8),))
+
+    async def go() -> None:
+        traces = fresh()
+        traces.changed(change)
+        await traces.configure(config_of(Telemetry(otlp=backend.url)))
+        traces.changed(change)
+        await traces.close()
+
+    asyncio.run(go())
+    (seen,) = backend.spans
+    assert ("headrace.tune", [("ab" * 16, "cd" * 8)]) == (seen.name, seen.links)
+    assert "ams-agent" == seen.resource["service.instance.id"]
