@@ -29,6 +29,7 @@ DEADBAND, GAIN, STEP = 0.05, 0.3, 0.2
 STALE = 30 * SECOND
 WINDOW = 30 * SECOND
 WORSE = 1.25
+LEAST_RAISE = 0.1  # of ln w: what was raised less did not make waits grow so much
 HOLD = 300 * SECOND
 SILENT = 180 * SECOND  # attempts but no samples for so long: the configured weight
 MOST_RATIOS = 1000
@@ -250,12 +251,15 @@ class Tuner:
         return self._change(name, found, "update", after, b, fleet, samples, now, reason)
 
     def _worse(self, found: Found, right: float, now: int) -> float | None:
-        """The weight of a window ago, if it was the better one."""
+        """The weight of a window ago, if it was the better one. A weight that was lowered, or hardly raised, is not to blame
+        for longer waits.
+        """
         while found.weights and found.weights[0][0] <= now - 2 * WINDOW:
             found.weights.popleft()
         old = next((weight for at, weight in found.weights if at > now - WINDOW - TICK), found.weight)
         before, after = found.p90(now - 2 * WINDOW, now - WINDOW), found.p90(now - WINDOW, now)
-        if not before or after <= WORSE * before or old == found.weight:
+        raised = math.log(found.weight / old)
+        if not before or after <= WORSE * before or raised < LEAST_RAISE:
             return None
         return old if abs(math.log(right / old)) < abs(math.log(right / found.weight)) else None
 

@@ -330,6 +330,8 @@ class Mesh:
         frame = await asyncio.wait_for(stream.read(), seconds)
         if frame is grpc.aio.EOF:
             raise Refused("closed", "the other side closed the stream")
+        if frame is None:  # gRPC could not read it
+            raise Refused("garbage", "what it sent is no frame")
         return session.receive(frame, self._clock.monotonic(), self._clock.unix())
 
     def _count(self, peer: str, reason: str, text: str) -> None:

@@ -134,7 +134,8 @@ class Session:
 
     def _measure(self, pong: pb.Pong, now: int) -> None:
         trip = (now - pong.sent) - (pong.answered - pong.received)
-        if not 0 <= trip <= 600 * SECOND or pong.sent > now:
+        extreme = max(abs(pong.sent), abs(pong.received), abs(pong.answered)) > wire.MOST_TIME
+        if extreme or not 0 <= trip <= 600 * SECOND or pong.sent > now:
             raise Refused("protocol", "its Pong answers no Ping of ours")
         self._trips.append((trip, ((pong.received - pong.sent) + (pong.answered - now)) // 2))
 

@@ -20,6 +20,7 @@ MAX_FRAME = 262_144  # bytes
 MAX_MODELS, MAX_INSTANCES, MAX_TAGS = 256, 4096, 64
 MAX_NAME = 256
 NONCE = 32  # bytes
+MOST_TIME = 1 << 60  # ns: sums of some such times fit in 64 bits
 MOST = 1e15  # tokens, and whatever else is counted
 
 
@@ -70,6 +71,8 @@ def read_digests(said: pb.Digests, location: str, node: str) -> Told:
     _at_most("residency", len(said.residency), MAX_TAGS)
     if said.seq >= 1 << 62:
         raise WireError(f"seq: must be less than 2**62, got {said.seq}")
+    if abs(said.made) > MOST_TIME:
+        raise WireError(f"made: must be within 2**60 ns, got {said.made}")
     residency = tuple(_name("residency", tag) for tag in said.residency)
     digests = tuple(_digest(one, said, location, node, residency) for one in said.models)
     instances = tuple(_instance(one) for one in said.instances)
@@ -83,6 +86,8 @@ def _digest(one: pb.Digest, said: pb.Digests, location: str, node: str, residenc
         value = getattr(one, field)
         if not math.isfinite(value) or not 0 <= value <= MOST:
             raise WireError(f"{field}: must be from 0 to {MOST:g}, got {value!r}")
+    if 0 < one.capacity < 1:
+        raise WireError(f"capacity: must be 0 or at least 1 token a second, got {one.capacity!r}")
     if one.t0 > 60 or one.c > 60 or one.kv_c > 60:
         raise WireError(f"t0, c, kv_c: must be at most 60 s, got {one.t0!r}, {one.c!r}, {one.kv_c!r}")
     return Digest(

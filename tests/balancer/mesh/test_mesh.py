@@ -209,6 +209,35 @@ def test_garbage_and_giants_end_a_stream() -> None:
     meshed(test, Node("lhr"))
 
 
+def test_garbage_from_who_was_dialled() -> None:
+    """Ends the stream, is counted, and the next one is dialled as ever."""
+
+    async def test(ams: Node) -> None:
+        streams: list[Any] = []
+
+        async def garble(requests: Any, context: Any) -> None:
+            streams.append(context)
+            hello = pb.Hello(version=1, location="lhr", node="0", nonce=b"n" * 32, unix_time=time.time_ns())
+            await context.write(pb.Frame(hello=hello).SerializeToString())
+            await context.write(b"\xff\xff\xff")
+            await asyncio.sleep(5)
+
+        server = grpc.aio.server()
+        _, service, method = METHOD.split("/")
+        handler = grpc.stream_stream_rpc_method_handler(garble)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        ams.knows_port("lhr", "", port)
+        try:
+            await until(lambda: len(streams) >= 2)
+        finally:
+            await server.stop(None)
+        assert ("lhr", "garbage") in ams.heard.counts
+
+    meshed(test, Node("ams"))
+
+
 def test_a_peer_that_goes_and_comes() -> None:
     """Its stream ends, is dialled again, and has a new secret."""
 

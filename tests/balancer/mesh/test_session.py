@@ -101,6 +101,9 @@ def test_a_pong_that_answers_nothing() -> None:
     assert "protocol" == reason(ams, pb.Frame(pong=pb.Pong(sent=50, received=0, answered=0)), 10)
     ams, _ = greeted()
     assert "protocol" == reason(ams, pb.Frame(pong=pb.Pong(sent=0, received=100 * SECOND, answered=0)), 700 * SECOND)
+    for end in (-(2**63), 2**63 - 1):
+        ams, _ = greeted()
+        assert "protocol" == reason(ams, pb.Frame(pong=pb.Pong(sent=5, received=end, answered=end)), 10)
 
 
 def test_late_digests_are_left_out() -> None:

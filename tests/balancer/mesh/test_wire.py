@@ -48,7 +48,7 @@ def test_nobody_speaks_for_another() -> None:
     [
         ({"work": math.nan}, "work"), ({"work": -1.0}, "work"), ({"capacity": math.inf}, "capacity"), ({"t0": 61.0}, "t0"),
         ({"kv_tokens": 2**60}, "kv_tokens"), ({"model": ""}, "model"), ({"model": "x" * 257}, "model"),
-        ({"model": "a\nb"}, "model"),
+        ({"model": "a\nb"}, "model"), ({"capacity": 1e-300}, "capacity"),
     ],
 )  # fmt: skip
 def test_bad_digests(change: dict[str, object], names: str) -> None:
@@ -57,6 +57,15 @@ def test_bad_digests(change: dict[str, object], names: str) -> None:
     for field, value in change.items():
         setattr(said.models[0], field, value)
     with pytest.raises(WireError, match=names):
+        wire.read_digests(said, "lhr", "n1")
+
+
+@pytest.mark.parametrize("made", [-(2**63), 2**63 - 1])
+def test_a_time_at_the_end_of_the_world(made: int) -> None:
+    """What is computed with it would not fit in 64 bits any more."""
+    said = wire.digests_frame(TOLD).digests
+    said.made = made
+    with pytest.raises(WireError, match="made"):
         wire.read_digests(said, "lhr", "n1")
 
 
