@@ -47,7 +47,7 @@ def of_exchange(exchange: "Exchange") -> Record:
         exchange.outcome, exchange.status, exchange.error.code if exchange.error else "", exchange.bytes_in,
         exchange.bytes_out or sent, events, gap_max, gaps, exchange.queue_depth,
         exchange.relayed, said.id, said.model, said.finish_reasons, exchange.client.address,
-        content_of(exchange),
+        None if exchange.kept is None else content_of(exchange.kept, exchange.answer),
     )  # fmt: skip
 
 
@@ -93,11 +93,9 @@ def told_by(exchange: "Exchange") -> tuple[Usage | None, Said]:
     return read_body(relay.tail) if relay.tail else NOTHING
 
 
-def content_of(exchange: "Exchange") -> Content | None:
-    """What was said, if the operator wants it."""
-    if exchange.kept is None:
-        return None
-    return Content(exchange.kept.prompt, exchange.kept.answer or exchange.answer[:MOST_CONTENT])
+def content_of(kept: "Kept", whole: bytes) -> Content:
+    """What was said; `whole`: the body of an answer that did not come in pieces."""
+    return Content(kept.prompt, kept.answer or whole[:MOST_CONTENT])
 
 
 class Kept:

@@ -1,12 +1,13 @@
 """Streams are cut at event boundaries and lose nothing but the usage event nobody asked for."""
 
+import json
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.core.sse import HOLD, EventStream, usage_in_body
+from proxy.core.sse import HOLD, EventStream, Said, read_body, usage_in_body
 
 CHUNK = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":" h\xc3\xa9llo"}}]}'
 USAGE = (
@@ -131,3 +132,16 @@ def test_usage_in_a_body(body: bytes, expected: tuple[int, int] | None) -> None:
     """Usage is found near the end of a JSON answer."""
     usage = usage_in_body(body)
     assert expected == ((usage.prompt, usage.output) if usage else None)
+
+
+def test_what_an_answer_says_of_itself() -> None:
+    """Its id, its model, why each choice ended; not what its text says, and no more than a bounded part."""
+    choice = {"text": '"finish_reason":"no"', "finish_reason": "stop"}
+    text = json.dumps({"id": "x", "model": "m", "choices": [choice], "usage": {"prompt_tokens": 3}}).encode()
+    usage, said = read_body(text)
+    assert usage is not None
+    assert (3, Said("x", "m", ("stop",))) == (usage.prompt, said)
+    many = b'{"id":"' + b"i" * 999 + b'","choices":[' + b",".join([b'{"finish_reason": "length"}'] * 20) + b"]}"
+    _, said = read_body(many)
+    assert (256, "", ("length",) * 16) == (len(said.id), said.model, said.finish_reasons)
+    assert (None, Said()) == read_body(b"no JSON")
