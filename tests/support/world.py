@@ -5,6 +5,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from fixtures.demo_processes import free_ports
 from fixtures.wan import Link, Shape
 from tests.support.http import eventually
-from tests.support.servers import Location
+from tests.support.servers import Engines, Location
 
 INTERVAL = 0.3  # s between digests
 
@@ -31,7 +32,7 @@ class World:
     def run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
-    def build(self, engines: dict[str, list[str]], delay: dict[frozenset[str], float], **options: Any) -> None:
+    def build(self, engines: Mapping[str, Engines], delay: dict[frozenset[str], float], **options: Any) -> None:
         """Starts a location for each name; `delay`: s one way between two of them."""
         ports = {name: free_ports(3) for name in engines}
         for one in engines:
