@@ -1,5 +1,6 @@
 """A backend for spans: OTLP's own service over gRPC, which keeps what it is sent."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -48,6 +49,15 @@ def values(attributes: Any) -> dict[str, Any]:
     return found
 
 
+def seen(resources: Iterable[Any]) -> list[Seen]:
+    """The spans of OTLP's resources, each with what its own resource says."""
+    found = []
+    for resource in resources:
+        about = values(resource.resource.attributes)
+        found += [Seen(span, about) for scope in resource.scope_spans for span in scope.spans]
+    return found
+
+
 class Backend(TraceServiceServicer):
     """Listens on a free loopback port from its construction on, or on the one given."""
 
@@ -64,9 +74,7 @@ class Backend(TraceServiceServicer):
     def Export(self, request: ExportTraceServiceRequest, context: Any) -> ExportTraceServiceResponse:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
-        for resource in request.resource_spans:
-            about = values(resource.resource.attributes)
-            self.spans += (Seen(span, about) for scope in resource.scope_spans for span in scope.spans)
+        self.spans += seen(request.resource_spans)
         return ExportTraceServiceResponse()
 
     def trace(self, trace_id: str, count: int, seconds: float = 20.0) -> dict[str, Seen]:
