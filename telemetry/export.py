@@ -150,6 +150,6 @@ def readable(span: Span, trace_id: str, state: str, resource: Resource) -> Reada
         kind=KINDS[span.kind],
         status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),
         start_time=span.start,
-        end_time=span.end,
+        end_time=max(span.end, span.start + 1),  # Jaeger takes a span of no length for a negative one, and warns
         instrumentation_scope=_SCOPE,
     )

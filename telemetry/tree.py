@@ -21,6 +21,7 @@ from telemetry.record import Attempt, Record
 SERVER, INTERNAL, CLIENT = "server", "internal", "client"
 PROVIDER = "openai"  # the API that is spoken
 MS = 1e-6
+MOST_SCORE = 1e6  # s: an infinite score (who has failed) is none that a backend can show
 IDS = 1 << 64
 UNHARMED = ("ok", "cancelled")  # outcomes of attempts that did not fail
 FAULTS = ("upstream_error", "timeout")  # outcomes of requests that are errors, whatever their status
@@ -120,7 +121,7 @@ def _route(record: Record) -> Span:
     rows = record.candidates
     attributes = {
         names.ROUTE_POLICY: names.POLICY, names.ROUTE_REASON: record.reason, names.ROUTE_CANDIDATES: [r[0] for r in rows],
-        names.ROUTE_SCORES: [round(r[1], 6) for r in rows],
+        names.ROUTE_SCORES: [round(min(r[1], MOST_SCORE), 6) for r in rows],
         names.ROUTE_TOKENS: [r[2] + DECODE_SHARE * r[3] for r in rows],
         names.ROUTE_WEIGHTS: [r[7] for r in rows], names.ROUTE_VERSION: record.table_version,
         names.ROUTE_SPILL: bool(record.spill_to) and not record.hop,
