@@ -128,7 +128,8 @@ class Exporter:
         if found is None:
             part = worker if worker >= 0 else "agent"
             instance = f"{self._common.get('headrace.location', '')}-{part}"
-            found = self._resources[worker] = Resource({**self._common, "service.instance.id": instance})
+            # create: what OTEL_RESOURCE_ATTRIBUTES says of the machine (cloud.region and its like) is there too
+            found = self._resources[worker] = Resource.create({**self._common, "service.instance.id": instance})
         return found
 
 

@@ -48,6 +48,18 @@ def test_by_grpc(backend: Backend) -> None:
         assert "ams-3" == seen.resource["service.instance.id"]
 
 
+def test_where_it_runs(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OpenTelemetry's own variable says is in the resource, and names nothing anew that is ours."""
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "cloud.region=eu-west-1,headrace.location=lhr")
+    exporter = Exporter(exporter_for(backend.url, {}), backend.url, RESOURCE)
+    exporter.add(spans(refusal(), {}), record().trace_id, "", 0)
+    exporter.close()
+    (seen,) = backend.spans
+    assert ("eu-west-1", "ams", "headrace") == tuple(
+        seen.resource[key] for key in ("cloud.region", "headrace.location", "service.name")
+    )
+
+
 def test_errors_arrive(backend: Backend) -> None:
     """The status of the server's span, for a 5xx alone."""
     exporter = Exporter(exporter_for(backend.url, {}), backend.url, RESOURCE)
