@@ -5,7 +5,7 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana import balance, overview, spillover
+from grafana import balance, overview, rules, spillover
 
 HERE = Path(__file__).parent
 
@@ -13,10 +13,11 @@ HERE = Path(__file__).parent
 def generated() -> dict[Path, str]:
     """Every generated file with its text."""
     dashboards = {"overview": overview, "balance": balance, "spillover": spillover}
-    return {
+    made = {
         HERE / "dashboards" / f"{name}.json": json.dumps(module.dashboard(), cls=JSONEncoder, indent=2) + "\n"
         for name, module in dashboards.items()
     }
+    return made | {HERE / "prometheus" / "rules" / name: text for name, text in rules.files().items()}
 
 
 def main() -> None:

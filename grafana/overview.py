@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from grafana_foundation_sdk.models import dashboard as model
 
-from grafana import promql
+from grafana import promql, slo
 from grafana.panels import About, Panel, Query, board, figure, graph, percentiles
 from telemetry import names
 
-FAILED = 'outcome=~"upstream_error|timeout|shed"'  # ours to answer for; bad requests and clients that left are not
 TOKENS_A_SECOND = "suffix: tok/s"
 
 
@@ -30,7 +29,8 @@ def dashboard() -> model.Dashboard:
 
 
 def _glance() -> Sequence[Panel]:
-    failed = f"({promql.rate(names.REQUESTS, where=(FAILED,))} or vector(0)) / {promql.rate(names.REQUESTS)}"
+    failed = promql.rate(names.DURATION, where=(f'error_type=~"{slo.FAILED}"',), part="count")
+    judged = promql.rate(names.DURATION, where=(f'error_type=~"|{slo.FAILED}"',), part="count")
     ready = promql.gauge(names.STATE, where=('state="ready"',))
     return [
         figure(About("Requests", "reqps", "Requests that ended, a second."), Query(promql.rate(names.REQUESTS), "")),
@@ -39,7 +39,7 @@ def _glance() -> Sequence[Panel]:
                 "Failed", "percentunit",
                 "Share of requests that failed through no fault of the client: engines, time, load.",
             ),
-            Query(failed, ""), warn=0.001, alarm=0.01,
+            Query(f"({failed} or vector(0)) / {judged}", ""), warn=0.001, alarm=0.01,
         ),
         figure(
             About("First token, p99", "s", "99 % of streams had their first token within this time."),

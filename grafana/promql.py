@@ -33,9 +33,14 @@ def total(expression: str, *by: str) -> str:
     return f"sum by ({', '.join(by)}) ({expression})" if by else f"sum({expression})"
 
 
+def over(function: str, selector: str, window: str, *by: str) -> str:
+    """A range's rate or increase, summed."""
+    return total(f"{function}({selector}[{window}])", *by)
+
+
 def rate(metric: Metric, *by: str, where: tuple[str, ...] = (), part: str = "") -> str:
     """A counter's growth a second, summed."""
-    return total(f"rate({shown(metric, *where, part=part)}[{RANGE}])", *by)
+    return over("rate", shown(metric, *where, part=part), RANGE, *by)
 
 
 def gauge(metric: Metric, *by: str, where: tuple[str, ...] = ()) -> str:

@@ -33,7 +33,9 @@ def test_traces_lead_to_metrics() -> None:
     for query in jaeger["queries"]:
         assert set() == set(METRIC.findall(query["query"])) - known()
         assert "{$$__tags" in query["query"]
-        assert not re.search(r"(?<!\$)\$(?!\$)", query["query"].replace("$$", "")), "Grafana would take it for its environment's"
+        assert not re.search(r"(?<!\$)\$(?!\$)", query["query"].replace("$$", "")), (
+            "Grafana would take it for its environment's"
+        )
 
 
 def test_grafana_knows_the_scrape_interval() -> None:
