@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from grafana_foundation_sdk.models import dashboard as model
 
-from grafana import pending, promql
+from grafana import promql
 from grafana.panels import About, Panel, Query, board, graph, percentiles, states
 from telemetry import names
 
@@ -100,8 +100,8 @@ def _health() -> Sequence[Panel]:
 
 
 def _weights() -> Sequence[Panel]:
-    moved = promql.rate(pending.TUNER_UPDATES, "model", "reason")
-    left = promql.rate(pending.TUNER_REJECTED, "model", "reason")
+    moved = promql.rate(names.TUNER_UPDATES, "model", "reason")
+    left = promql.rate(names.TUNER_REJECTED, "model", "reason")
     return [
         graph(
             About("Weights in force", "short", "Service rate relative to the reference, as decisions use it."),
@@ -112,12 +112,12 @@ def _weights() -> Sequence[Panel]:
                 "Weights the tuner holds right", "short",
                 "By what requests waited; in force only where `telemetry.tuner` is on.",
             ),
-            Query(promql.gauge(pending.TUNER_WEIGHT, *WHO), NAME),
+            Query(promql.gauge(names.TUNER_WEIGHT, *WHO), NAME),
         ),
         graph(
             About("Why weights moved", "ops", "Changes a second by kind, and those set back after which waits had grown."),
             Query(moved, "{{model}}: {{reason}}"),
-            Query(promql.rate(pending.TUNER_ROLLBACKS, "model"), "{{model}}: set back"),
+            Query(promql.rate(names.TUNER_ROLLBACKS, "model"), "{{model}}: set back"),
         ),
         graph(
             About("Why weights did not move", "ops", "Ticks of the tuner that left a weight as it was, by reason."),
@@ -125,7 +125,7 @@ def _weights() -> Sequence[Panel]:
         ),
         graph(
             About("Age of what the tuner knows", "s", "Since it last saw a request; beyond 30 s it changes nothing."),
-            Query(promql.gauge(pending.TUNER_AGE, promql.SITE, "model"), "{{site}} {{model}}"), span=12,
+            Query(promql.gauge(names.TUNER_AGE, promql.SITE, "model"), "{{site}} {{model}}"), span=12,
         ),
     ]  # fmt: skip
 

@@ -91,6 +91,7 @@ def _knowledge() -> Sequence[Panel]:
 
 
 def _refusals() -> Sequence[Panel]:
+    lost = promql.total(promql.shown(names.MESH_FAILURES), promql.SITE, "peer", "reason")
     return [
         graph(
             About(
@@ -107,7 +108,11 @@ def _refusals() -> Sequence[Panel]:
             Query(promql.rate(names.HOPS_REJECTED, "reason"), "{{reason}}"),
         ),
         graph(
-            About("Failures of the mesh", "ops", "Streams between agents that could not be, or were ended."),
-            Query(promql.rate(names.MESH_FAILURES, promql.SITE, "peer", "reason"), "{{site}} and {{peer}}: {{reason}}"),
+            About(
+                "Failures of the mesh", "short",
+                "Streams between agents that could not be, or were ended, since the agent began. Not a rate: one would not show "
+                "the first, with which its series begins.",
+            ),
+            Query(lost, "{{site}} and {{peer}}: {{reason}}"),
         ),
     ]  # fmt: skip

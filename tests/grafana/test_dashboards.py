@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from grafana import generate, pending
+from grafana import generate
 from telemetry import names
+from tests.support.metrics import METRIC, known
 
-METRIC = re.compile(r"\b(?:headrace|gen_ai)_[a-z0-9_]+")
 GENERATED = generate.generated()
 DASHBOARDS = {path.stem: json.loads(text) for path, text in GENERATED.items() if path.suffix == ".json"}
 SHOWN = [
@@ -19,15 +19,6 @@ SHOWN = [
 ]
 PANELS = [shown for shown in SHOWN if shown.values[0]["type"] != "row"]
 TIMED = {metric.name for metric in (names.TTFT, names.DURATION, names.TPOT, names.OVERHEAD)}
-
-
-def known() -> set[str]:
-    """Every name that /metrics may show, and every label."""
-    found = set()
-    for metric in (*names.ALL, *pending.ALL):
-        parts = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}[metric.kind]
-        found |= {metric.name + part for part in parts} | set(metric.labels)
-    return found
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -99,8 +90,3 @@ def test_variables_ask_for_what_exists() -> None:
     """The variables' own queries, too."""
     for made in DASHBOARDS.values():
         assert set() == set(METRIC.findall(" ".join(strings(made["templating"])))) - known()
-
-
-def test_nothing_is_pending_that_exists() -> None:
-    """Once `telemetry.names` has them, take them from there and remove `grafana.pending`."""
-    assert set() == {metric.name for metric in pending.ALL} & {metric.name for metric in names.ALL}

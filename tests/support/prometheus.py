@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.demo_processes import free_ports
 from tests.support.process import Child
-from tests.support.servers import free_ports
 
 
 def program(name: str) -> str:
