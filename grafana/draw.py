@@ -51,12 +51,13 @@ def legend(template: str, labels: Mapping[str, str]) -> str:
 
 
 def asked(panel: Any, prometheus: Prometheus, span: Span, interval: str) -> list[tuple[str, Line]]:
-    """All lines of a panel, with their names."""
-    return [
-        (legend(target["legendFormat"], line.labels) or panel["title"], line)
-        for target in panel["targets"]
-        for line in prometheus.over(filled(target["expr"], interval), span)
-    ]
+    """All lines of a panel with their names, in the order of these; times count from the span's start."""
+    found = []
+    for target in panel["targets"]:
+        for line in prometheus.over(filled(target["expr"], interval), span):
+            points = [(at - span.start, value) for at, value in line.points]
+            found.append((legend(target["legendFormat"], line.labels) or panel["title"], line._replace(points=points)))
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def draw(dashboard: Any, prometheus: Prometheus, span: Span, interval: str) -> Figure:
@@ -101,7 +102,7 @@ def _panel(
 def _stat(axes: Axes, panel: Any, lines: Sequence[tuple[str, Line]], span: Span) -> None:
     points = lines[0][1].points
     axes.fill_between([at for at, _ in points], [value for _, value in points], color=PALETTE[0], alpha=0.25, lw=0)
-    axes.set(xlim=(span.start, span.end), ylim=(0, max(value for _, value in points) * 1.05 or 1))
+    axes.set(xlim=(0, span.end - span.start), ylim=(0, max(value for _, value in points) * 1.05 or 1))
     axes.axis("off")
     text = number(points[-1][1], panel["fieldConfig"]["defaults"]["unit"])
     axes.text(0.5, 0.85, text, transform=axes.transAxes, ha="center", fontsize=17, color=INK, weight="bold")
@@ -109,13 +110,11 @@ def _stat(axes: Axes, panel: Any, lines: Sequence[tuple[str, Line]], span: Span)
 
 def _time(axes: Axes, span: Span) -> None:
     """Seconds or minutes since the start, whichever is shorter to write."""
-    minutes = span.end - span.start > 600
-    axes.set_xlim(span.start, span.end)
-    size = 60 if minutes else 1
+    seconds = span.end - span.start
+    size, name = (60, "min") if seconds > 600 else (1, "s")
+    axes.set_xlim(0, seconds)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 3, 5, 6, 10]))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda at, _: f"{(at - span.start) / size:.0f}{'min' if minutes else 's'}")
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at / size:.0f} {name}"))
     axes.tick_params(labelsize=7.5, colors=FAINT, length=0)
     axes.spines[:].set_visible(False)
 
@@ -124,7 +123,7 @@ def _gaps(line: Line, span: Span) -> tuple[list[float], list[float]]:
     """The points, with a break where some are missing."""
     times: list[float] = []
     values: list[float] = []
-    before = span.start
+    before = 0.0
     for at, value in line.points:
         if at - before > 1.5 * span.step and times:
             times.append(at)
@@ -137,7 +136,6 @@ def _gaps(line: Line, span: Span) -> tuple[list[float], list[float]]:
 
 def _graph(axes: Axes, panel: Any, lines: Sequence[tuple[str, Line]], span: Span) -> None:
     defaults = panel["fieldConfig"]["defaults"]
-    lines = sorted(lines, key=lambda pair: pair[0])  # so that a name has one colour in all panels of the same names
     stacked = (defaults["custom"].get("stacking") or {}).get("mode") == "normal"
     if stacked:
         grid = sorted({at for _, line in lines for at, _ in line.points})
@@ -166,15 +164,15 @@ def _legend(axes: Axes, lines: Sequence[str]) -> None:
     handles, _ = axes.get_legend_handles_labels()
     more = f" and {len(lines) - LEGEND} more" if len(lines) > LEGEND else ""
     names = [name if index < LEGEND - 1 else name + more for index, name in enumerate(lines[:LEGEND])]
+    inch = axes.figure.dpi / axes.bbox.width
     axes.legend(
-        handles[:LEGEND], names, loc="upper left", bbox_to_anchor=(-0.08, -0.1), ncols=3, fontsize=7.5, frameon=False,
+        handles[:LEGEND], names, loc="upper left", bbox_to_anchor=(-0.45 * inch, -0.1), ncols=3, fontsize=7.5, frameon=False,
         labelcolor=INK, handlelength=1, handletextpad=0.4, columnspacing=1.0, borderpad=0, labelspacing=0.3,
     )  # fmt: skip
 
 
 def _states(axes: Axes, panel: Any, lines: Sequence[tuple[str, Line]], span: Span) -> None:
     meaning = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
-    lines = sorted(lines, key=lambda pair: pair[0])
     for row, (_, line) in enumerate(lines):
         for at, value in line.points:
             colour = STATES[meaning[f"{value:.0f}"]["color"]]

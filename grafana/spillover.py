@@ -17,7 +17,7 @@ def dashboard() -> model.Dashboard:
         "headrace-spillover",
         "Spillover",
         "Which requests go to other locations, does it help them, and do locations know enough of each other?",
-        {"Flows": _flows(), "What locations know of each other": _knowledge(), "Refusals": _refusals()},
+        {"What goes where": _flows(), "What locations know of each other": _knowledge(), "Refusals": _refusals()},
     )
 
 

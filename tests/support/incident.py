@@ -105,7 +105,8 @@ class Incident:
     async def _run(self) -> None:
         asked = arrivals(len(FLEETS), SECONDS)
         loads = [Load(asked[name], self.locations[name].url, "demo").run() for name in FLEETS]
-        plan = [(0.02, self._crowd), (0.05, self._fail), (0.2, self._break), (0.28, self._crowd), (0.5, self._cut)]
+        plan = [(0.02, self._crowd), (0.05, self._fail), (0.15, self._crowd), (0.25, self._break), (0.5, self._cut)]
+        plan += [(0.9, self._crowd)]
         plan += [(share / 10, self._abuse) for share in range(1, 10)]
         await asyncio.gather(*loads, *(self._at(*step) for step in plan))
 
