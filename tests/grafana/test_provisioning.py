@@ -1,5 +1,6 @@
 """What Grafana is provisioned with: both data sources, which lead to each other, and the dashboards."""
 
+import re
 from typing import Any
 
 import yaml
@@ -45,3 +46,16 @@ def test_dashboards_are_found() -> None:
     """One provider, of files, in a folder that whoever starts Grafana names."""
     made = yaml.safe_load((FOLDER / "dashboards" / "headrace.yaml").read_text(encoding="utf-8"))["providers"]
     assert [("file", "${HEADRACE_DASHBOARDS}")] == [(one["type"], one["options"]["path"]) for one in made]
+
+
+def test_compose() -> None:
+    """What is mounted exists, versions are named, and the dashboards are where Grafana is told to look."""
+    services = yaml.safe_load((generate.HERE / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert {"prometheus", "jaeger", "grafana"} == set(services)
+    for service in services.values():
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"])
+        for mount in service.get("volumes", []):
+            assert not mount.startswith("./") or (generate.HERE / mount.split(":")[0]).is_dir(), mount
+    grafana = services["grafana"]
+    assert f"./dashboards:{grafana['environment']['HEADRACE_DASHBOARDS']}:ro" in grafana["volumes"]
+    assert "--enable-feature=exemplar-storage" in services["prometheus"]["command"]
