@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CODE := proxy balancer telemetry fixtures tests
+CODE := proxy balancer telemetry fixtures grafana tests
 TESTS ?= tests
 
 .PHONY: help demo test lint format proto bench lock clean
